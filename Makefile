@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# PIP_ARGS goes to pip, for those who want another build of torch (an index of CPU builds, say).
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PACKAGES := kedit_core kedit_methods_locate kedit_methods_meta kedit_methods_memory plugins/kedit-factworld
+PROJECTS := pyproject.toml $(wildcard kedit_*/pyproject.toml plugins/*/pyproject.toml)
+PYTEST := $(BIN)/python -m pytest -n 2
+
+.PHONY: demo test test-fast lint clean
+
+demo: $(STAMP)
+	$(BIN)/kedit demo
+
+test: $(STAMP)
+	$(PYTEST)
+
+test-fast: $(STAMP)
+	$(PYTEST) -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Depends on every pyproject.toml, so that entry points are never stale. torch comes first and by itself: asked for
+# exactly, a CPU build that pip can see is taken instead of the newest one with its CUDA libraries.
+$(STAMP): $(PROJECTS) constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
+		$(foreach package,$(PACKAGES),-e $(package)) -e ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name "*.egg-info" -type d -prune -exec rm -rf {} +

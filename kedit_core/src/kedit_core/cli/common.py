@@ -1,0 +1,134 @@
+"""What the commands share: the ``--json`` option, tables, progress on a terminal and silence in a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kedit_core.editing.progress import Step
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STDOUT = "-"
+_WIDE = 10_000  # columns of a pipe: nothing is wrapped or cut there
+
+
+def json_option(command: F) -> F:
+    """Add ``--json [FILE]``; the command gets ``json_to``: None, ``"-"`` or a path, to hand to :func:`emit`."""
+    return click.option(
+        "--json",
+        "json_to",
+        metavar="[FILE]",
+        is_flag=False,
+        flag_value=STDOUT,
+        default=None,
+        help="Write the result as JSON to FILE, or to stdout instead of text.",
+    )(command)
+
+
+def emit(json_to: str | None, data: Callable[[], Any], text: Callable[[], None]) -> None:
+    """Show a result: as text, as JSON on stdout, or as text with the JSON in a file."""
+    if json_to == STDOUT:
+        click.echo(as_json(data()))
+        return
+    if json_to is not None:
+        write_text(Path(json_to), as_json(data()) + "\n")
+    text()
+
+
+def as_json(data: Any) -> str:
+    """JSON with the keys in the order given; NaN is refused."""
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside and rename it, so that it is never half-written."""
+    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def console(*, err: bool = False) -> Console:
+    """A rich console on stdout (or stderr) that wraps for a terminal and never for a pipe."""
+    from rich.console import Console
+
+    stream = sys.stderr if err else sys.stdout
+    width = None if stream.isatty() else _WIDE
+    return Console(file=stream, width=width, highlight=False)
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """Print a table; text is shown as it is, never read as rich markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console().print(table)
+
+
+def say(text: str = "") -> None:
+    """A line for people on stdout."""
+    click.echo(text)
+
+
+def note(text: str) -> None:
+    """A line for people that is not the result: on stderr."""
+    click.echo(text, err=True)
+
+
+def human_bytes(size: float) -> str:
+    """``4321`` -> ``4.3 kB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+class _Quiet:
+    def advance(self, amount: float = 1) -> None:
+        pass
+
+    def describe(self, text: str) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, bars: Any, task: Any) -> None:
+        self._bars, self._task = bars, task
+
+    def advance(self, amount: float = 1) -> None:
+        self._bars.advance(self._task, amount)
+
+    def describe(self, text: str) -> None:
+        self._bars.update(self._task, description=text)
+
+
+@contextmanager
+def progress(description: str, total: float | None = None) -> Iterator[Step]:
+    """A progress bar on stderr when that is a terminal, nothing otherwise (see kedit_core.editing.progress)."""
+    if not sys.stderr.isatty():
+        yield _Quiet()
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console(err=True), transient=True) as bars:
+        yield _Bar(bars, bars.add_task(description, total=total))

@@ -1,0 +1,270 @@
+"""The contract between the core and its plugins: the hooks, and the small data types they speak.
+
+This module imports neither torch nor transformers, so describing a method costs nothing. docs/hooks.md says for each
+hook when it is called, by whom and with what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import pluggy
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from kedit_core.editing import EditContext
+    from kedit_core.evaluation import Answers
+    from kedit_core.hparams import HyperParams
+    from kedit_core.models import ModelAdapter
+    from kedit_core.patches import EditPatch
+    from kedit_core.requests import EditRequest
+
+PROJECT = "kedit"
+API_VERSION = 1
+
+Way: TypeAlias = Literal["merged", "attached"]
+Scenario: TypeAlias = Literal["single", "batch", "sequential"]
+StateMode: TypeAlias = Literal["append", "extend"]
+
+WAYS: tuple[Way, ...] = get_args(Way)
+SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
+STATE_MODES: tuple[StateMode, ...] = get_args(StateMode)
+OPERATION_TYPES = ("low_rank_delta", "dense_delta", "sparse_delta", "replace", "module", "router")
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+def _subset(known: Sequence[str]) -> Callable[[Any, Any, frozenset[str]], None]:
+    def check(instance: Any, attribute: Any, value: frozenset[str]) -> None:
+        if unknown := sorted(set(value) - set(known)):
+            raise ValueError(f"{attribute.name} of method {instance.name!r} has {unknown}; known are {list(known)}")
+
+    return check
+
+
+def _one_of(known: Sequence[str]) -> Callable[[Any, Any, str], None]:
+    def check(instance: Any, attribute: Any, value: str) -> None:
+        if value not in known:
+            raise ValueError(f"{attribute.name} is {value!r}; known are {list(known)}")
+
+    return check
+
+
+@frozen(kw_only=True)
+class MethodInfo:
+    """What is known of a method without importing it: the value of a ``kedit.methods`` entry point.
+
+    Attributes:
+        name: lower case, the entry point's name.
+        summary: one line for ``kedit methods``.
+        family: e.g. ``locate``, ``meta``, ``memory``.
+        implementation: ``"package.module:Class"``; the class is called without arguments and implements
+            :meth:`HookSpecs.compute_patch`, and any other hook it likes.
+        hparams: ``"package.module:Class"`` of its :class:`~kedit_core.hparams.HyperParams`; importing it imports no torch.
+        operations: types of operations its patches hold (see docs/patch-format.md).
+        scenarios: which of ``single``, ``batch``, ``sequential`` it can do. A method without ``batch`` gets one
+            request at a time.
+        state: ``append`` (each round a new patch) or ``extend`` (each round's patch replaces the one before).
+        needs_subject: whether every request must have a subject that occurs in its prompt.
+        presets: ``"package:folder"`` with YAML presets, or None.
+        resources: roles it may ask of ``context.resource`` (for listings).
+        api: the version of this contract it was written for.
+    """
+
+    name: str
+    summary: str
+    family: str
+    implementation: str
+    hparams: str
+    operations: frozenset[str] = field(converter=frozenset, validator=_subset(OPERATION_TYPES))
+    scenarios: frozenset[str] = field(
+        converter=frozenset, default=frozenset(SCENARIOS), validator=_subset(SCENARIOS)
+    )
+    state: StateMode = field(default="append", validator=_one_of(STATE_MODES))
+    needs_subject: bool = False
+    presets: str | None = None
+    resources: tuple[str, ...] = ()
+    api: int = API_VERSION
+
+
+@frozen(kw_only=True)
+class Installed:
+    """A patch that is on a model now."""
+
+    patch_id: str
+    way: Way
+    places: tuple[str, ...]
+    unverified: bool = False
+
+
+@frozen(kw_only=True)
+class MetricResult:
+    """One number with what it stands on.
+
+    Attributes:
+        value: mean over the cases that have such probes; None when there is none.
+        tag: which protocol made it, ``{mode}.{context}.{answer_source}.{scenario}.{n}`` and the way (``+merged``);
+            results with different tags are never averaged (specs: Yang et al. 2025, arXiv 2502.11177).
+        cases: case id -> score of that case.
+        parts: sub-key (``neighborhood``, ...) -> mean over the cases that have it.
+        unit: ``share`` (0..1), ``seconds``, ``bytes``, ...
+        outputs: what was read for each probe, JSON-able, for people who want to look.
+        case_parts: sub-key -> case id -> score, so that results of separate cases can be combined.
+        statistics: which of ``median``, ``p95``, ``max`` over the cases stand in ``parts`` beside the sub-keys.
+        left_out: probes that this protocol could not judge (no answer to feed, ...).
+    """
+
+    value: float | None
+    tag: str
+    cases: Mapping[str, float] = field(factory=dict)
+    parts: Mapping[str, float] = field(factory=dict)
+    unit: str = "share"
+    outputs: Sequence[Mapping[str, Any]] = ()
+    case_parts: Mapping[str, Mapping[str, float]] = field(factory=dict)
+    statistics: tuple[str, ...] = ()
+    left_out: int = 0
+
+
+@frozen(kw_only=True)
+class MetricInfo:
+    """A metric a plugin's ``evaluate`` returns; ``replaces`` names one of another plugin that it stands in for."""
+
+    name: str
+    summary: str
+    replaces: str | None = None
+
+
+@frozen(kw_only=True)
+class ModelSource:
+    """Registered model names, such as ``factworld:llama``.
+
+    ``folder(name)`` gives a local Hugging Face folder (config, weights, tokenizer); called only when the model is
+    loaded.
+    """
+
+    names: tuple[str, ...]
+    summary: str
+    folder: Callable[[str], Path]
+
+
+@frozen(kw_only=True)
+class DatasetInfo:
+    """A registered dataset: edit requests and, when it has one, the corpus that statistics may be taken from.
+
+    Attributes:
+        requests: gives the requests (called only when used), or None.
+        corpus: gives the documents in a fixed order, or None; ``corpus_revision`` changes when they do.
+        models: names of the registered models the corpus is meant for (it is taken by default for these only).
+    """
+
+    name: str
+    summary: str
+    requests: Callable[[], Sequence[EditRequest]] | None = None
+    corpus: Callable[[], Iterable[str]] | None = None
+    corpus_revision: str | None = None
+    models: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class ExporterInfo:
+    """Another format a patch can be written in: ``export(patch, folder)``."""
+
+    name: str
+    summary: str
+    export: Callable[[EditPatch, Path], None]
+
+
+class HookSpecs:
+    """The hooks, in the order in which an edit meets them. Arguments are passed by name; an implementation may leave
+    out those it does not need, and gives none of them a default."""
+
+    @hookspec
+    def register_adapters(self) -> Sequence[ModelAdapter]:
+        """Adapters for architectures. Called once for every Editor and by ``kedit models``, before a model is bound."""
+        raise AssertionError
+
+    @hookspec
+    def register_model_sources(self) -> Sequence[ModelSource]:
+        """Names of models this plugin can load. Called when a MODEL is resolved, and by ``kedit models``."""
+        raise AssertionError
+
+    @hookspec
+    def register_datasets(self) -> Sequence[DatasetInfo]:
+        """Datasets this plugin knows. Called when a dataset or a corpus is looked for."""
+        raise AssertionError
+
+    @hookspec
+    def register_metrics(self) -> Sequence[MetricInfo]:
+        """Metrics this plugin's ``evaluate`` returns; needed for replacing one, good manners otherwise."""
+        raise AssertionError
+
+    @hookspec
+    def register_exporters(self) -> Sequence[ExporterInfo]:
+        """Formats this plugin can write a patch in. Called by ``kedit patch export``."""
+        raise AssertionError
+
+    @hookspec(firstresult=True)
+    def find_resource(self, role: str, key: str) -> Path | None:
+        """A file this plugin ships for ``role`` (e.g. ``statistics``) under a content key, or None.
+
+        Called by ``context.find_resource`` before anything is computed. The key is a digest of all the file depends on."""
+
+    @hookspec
+    def prepare_requests(self, context: EditContext, requests: Sequence[EditRequest]) -> Sequence[EditRequest] | None:
+        """Check and normalise requests; text stays text.
+
+        Called once per edit with all requests, before any work. Each implementation gets what the one before
+        returned; the core's own runs first and finds subjects' spans. None means unchanged."""
+
+    @hookspec(firstresult=True)
+    def plan(
+        self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams
+    ) -> Mapping[str, Any] | None:
+        """What compute_patch would do, without doing it: ``places``, ``memory_bytes``, ``seconds``, ``notes``; all optional.
+
+        Called by ``editor.plan`` and ``kedit edit --plan``, after prepare_requests. None when the method cannot tell."""
+
+    @hookspec(firstresult=True)
+    def compute_patch(
+        self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams
+    ) -> EditPatch:
+        """Compute the edit; the model must leave this call exactly as it entered. THE hook a method implements.
+
+        Called once per round, after prepare_requests and before apply_to_model, with the patches of the rounds
+        before on the stack. Build the result with ``context.new_patch``."""
+        raise AssertionError
+
+    @hookspec(firstresult=True)
+    def apply_to_model(self, context: EditContext, patch: EditPatch, way: Way) -> Installed:
+        """Put a patch on the model.
+
+        Called by the Editor after compute_patch and by ``editor.apply``. The core's implementation (the stack)
+        runs last; a plugin may wrap it, or answer first for weights that the core cannot write."""
+        raise AssertionError
+
+    @hookspec(firstresult=True)
+    def restore(self, context: EditContext, patch: EditPatch) -> bool:
+        """Take a patch off the model; True when done. Called by the Editor; the core's implementation runs last."""
+        raise AssertionError
+
+    @hookspec
+    def evaluate(
+        self, context: EditContext, requests: Sequence[EditRequest], base: Answers, edited: Answers
+    ) -> Mapping[str, MetricResult] | None:
+        """Metrics of an edit.
+
+        Called after the patch is on the model (once per case in ``single``, once otherwise). ``base`` answers as the
+        model without any patch, ``edited`` as it is now; both are lazy and cached, so ask for what you need. Mappings
+        of all plugins are merged; a key returned twice is an error naming both, unless one declares ``replaces``."""
+
+    @hookspec(firstresult=True)
+    def drop_request(self, context: EditContext, patch: EditPatch, request_id: str) -> EditPatch | None:
+        """A patch without one of its requests, or None when this method cannot. Called by ``kedit patch drop``."""
+
+
+def public_hooks() -> tuple[str, ...]:
+    """Names of all hooks, in the order of :class:`HookSpecs`."""
+    return tuple(name for name in vars(HookSpecs) if not name.startswith("_"))

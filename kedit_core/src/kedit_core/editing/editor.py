@@ -1,0 +1,483 @@
+"""The Editor: prepare, compute, apply, evaluate."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast, overload
+
+from torch import nn
+
+from kedit_core.contract import WAYS, Installed, MethodInfo, Scenario, Way
+from kedit_core.editing import progress as _progress
+from kedit_core.editing.context import EditContext, seeded
+from kedit_core.editing.core_plugin import CorePlugin
+from kedit_core.editing.guard import left_as_found
+from kedit_core.editing.result import EditResult
+from kedit_core.editing.scenarios import Round, cases, choose_scenario, rounds
+from kedit_core.editing.sources import load_model, resolve_model
+from kedit_core.errors import InputError, MethodError
+from kedit_core.evaluation import Answers, Evaluation, combine, resolve_protocols, run_manifest
+from kedit_core.forward import ForwardTools, TokenBoundary
+from kedit_core.hparams import HyperParams, Resolved, resolve
+from kedit_core.models import AdapterRegistry
+from kedit_core.patches import EditPatch, PatchStack
+from kedit_core.plugins import Catalogue, Host
+from kedit_core.requests import EditRequest
+
+Settings = HyperParams | Mapping[str, Any] | Path | str | None
+
+
+class Editor:
+    """Edits one model with one method, and puts patches on it and takes them off.
+
+    Args:
+        model, tokenizer: a transformers model and its tokenizer. The model is edited in place; ``restore()`` gives it
+            back bit for bit.
+        method: name of an installed method, or None to only apply, generate and evaluate.
+        hparams: settings over the method's defaults and preset: an instance of its HyperParams (taken whole), a
+            mapping, or the path of a YAML or JSON file. ``overrides`` (mapping or ``key=value`` strings) win.
+        preset: a preset file to use instead of the one that matches the model.
+        seed: everything random in an edit follows from it.
+        way: ``merged`` into the weight or ``attached`` as a side branch; None lets the stack choose.
+        name, revision: Hub id or registered name of the model, recorded in patches.
+        options: for the method, beside hparams (``stats``, ``corpus``, ...). resources: role -> path.
+        plugins: further plugin objects for this Editor alone.
+
+    Raises:
+        UnknownNameError, HyperParamsError, UnsupportedModelError: before anything is done.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        method: str | None = None,
+        hparams: Settings = None,
+        *,
+        overrides: Mapping[str, Any] | Sequence[str] = (),
+        preset: Path | str | None = None,
+        seed: int = 0,
+        way: Way | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        resources: Mapping[str, Path | str] | None = None,
+        plugins: Sequence[object] = (),
+        catalogue: Catalogue | None = None,
+        cache: Path | str | None = None,
+        memory_budget: int = 2 << 30,
+        progress: _progress.Progress = _progress.silent,
+    ) -> None:
+        if way is not None and way not in WAYS:
+            raise InputError(f"there is no way {way!r}; choose one of {', '.join(WAYS)}")
+        self.model, self.tokenizer = model, tokenizer
+        self.catalogue = catalogue or Catalogue.installed()
+        self.info: MethodInfo | None = self.catalogue.method(method) if method is not None else None
+        self.host = Host(self.catalogue, self.info, extra=plugins)
+        self.host.register(CorePlugin(), name="core", distribution="kedit-core")
+        self.adapter = AdapterRegistry(self.host.adapters()).for_model(model)
+        self.tokens = TokenBoundary(tokenizer, encoder_decoder=self.adapter.is_encoder_decoder)
+        self.stack = PatchStack.of(model, catalogue=self.catalogue)
+        self.settings: Resolved | None = self._resolve(hparams, overrides, preset)
+        fast = bool(getattr(self.settings.hparams, "fast", True)) if self.settings else True
+        self.forward = ForwardTools(model, self.adapter, self.tokens, fast=fast, memory_budget=memory_budget)
+        self.seed, self.way = seed, way
+        self.name, self.revision = name, revision
+        self.options, self.resources = dict(options or {}), {k: Path(v) for k, v in (resources or {}).items()}
+        self.cache = Path(cache) if cache is not None else cache_folder()
+        self.memory_budget, self.progress = memory_budget, progress
+        self._memo: dict[Any, Any] = {}
+        self._previous: EditPatch | None = None
+        self._base = Answers(model, self.adapter, self.tokens, stack=self.stack, base=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        method: str | None = None,
+        hparams: Settings = None,
+        *,
+        dtype: Any = None,
+        device: Any = None,
+        revision: str | None = None,
+        catalogue: Catalogue | None = None,
+        **settings: Any,
+    ) -> Editor:
+        """An Editor on a model loaded by registered name, local folder or Hub id; dtype as stored unless given.
+
+        The method's name is checked before the model is loaded. Other arguments are those of :class:`Editor`.
+        """
+        catalogue = catalogue or Catalogue.installed()
+        if method is not None:
+            catalogue.method(method)
+        source = resolve_model(str(model), Host(catalogue), revision)
+        loaded, tokenizer = load_model(source, dtype=dtype, device=device)
+        return cls(
+            loaded,
+            tokenizer,
+            method,
+            hparams,
+            name=source.name,
+            revision=source.revision,
+            catalogue=catalogue,
+            **settings,
+        )
+
+    # ------------------------------------------------------------------ editing
+    def edit(
+        self,
+        requests: EditRequest | Sequence[EditRequest],
+        *,
+        scenario: str | None = None,
+        batch_size: int = 1,
+        evaluate: bool = True,
+        protocols: Sequence[str] = ("generate",),
+        way: Way | None = None,
+        on_patch: Callable[[EditPatch, Round], None] | None = None,
+    ) -> EditResult:
+        """Change what the model believes.
+
+        After ``batch`` and ``sequential`` the edit is on the model as one patch; after ``single`` the model is as
+        before. A failure at any point, KeyboardInterrupt too, leaves the model as it was found.
+
+        Args:
+            scenario: ``single``, ``batch`` or ``sequential``; by default batch if the method can, else sequential.
+            batch_size: requests per round of ``sequential``.
+            evaluate: measure the edit with ``protocols`` (names or tags; see docs/evaluation.md).
+            on_patch: called with every patch and its requests as soon as it is computed (to save it, say).
+
+        Raises:
+            RequestError: something is wrong with the requests; nothing was started.
+            MethodError, PluginError: the method failed.
+        """
+        started = time.perf_counter()
+        method = self._method()
+        if way is not None and way not in WAYS:
+            raise InputError(f"there is no way {way!r}; choose one of {', '.join(WAYS)}")
+        given = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
+        if not given:
+            raise InputError("there is nothing to edit: the list of requests is empty")
+        chosen = choose_scenario(scenario, method)
+        context = self._context(scenario=chosen, way=way or self.way, protocols=protocols if evaluate else ())
+        prepared = tuple(self.host.prepare_requests(context, given))
+        context.requests = prepared
+        groups = cases(prepared) if chosen == "single" else [prepared]
+        plan = [(group, rounds(group, chosen, batch_size, method)) for group in groups]
+        with self._undone_on_failure():
+            if evaluate:
+                self._base.prefetch(prepared, context.protocols)
+            if chosen == "single":
+                patches, evaluation = self._edit_cases(context, plan, evaluate, on_patch)
+                joined = patches[0] if len(patches) == 1 else None
+            else:
+                made = self._edit_rounds(context, plan[0][1], on_patch)
+                joined = self._settle(context, made)
+                patches = tuple(made)
+                evaluation = self._measure(context, prepared, self._manifest(prepared)) if evaluate else None
+        self._previous = joined if chosen != "single" else self._previous
+        return EditResult(
+            scenario=chosen,
+            way=context.way or "merged",
+            requests=prepared,
+            patches=patches,
+            joined=joined,
+            hparams=self.settings,
+            evaluation=evaluation,
+            warnings=tuple(context.warnings),
+            seconds=time.perf_counter() - started,
+        )
+
+    def plan(
+        self, requests: EditRequest | Sequence[EditRequest], *, scenario: str | None = None, batch_size: int = 1
+    ) -> dict[str, Any]:
+        """What :meth:`edit` would do, without doing it: JSON-able."""
+        method = self._method()
+        given = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
+        chosen = choose_scenario(scenario, method)
+        context = self._context(scenario=chosen, way=self.way, protocols=())
+        prepared = tuple(self.host.prepare_requests(context, given))
+        groups = cases(prepared) if chosen == "single" else [prepared]
+        calls = [call for group in groups for call in rounds(group, chosen, batch_size, method)]
+        settings = cast(Resolved, self.settings)
+        with left_as_found(self.model, f"method {method.name!r} (plan)"):
+            details = self.host.plan(context, prepared, settings.hparams) or {}
+        return {
+            "model": {
+                "name": self.name,
+                "architecture": self.adapter.shape.architecture,
+                "layers": self.adapter.num_layers,
+                "hidden_size": self.adapter.hidden_size,
+                "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            },
+            "method": method.name,
+            "scenario": chosen,
+            "requests": len(prepared),
+            "rounds": len(calls),
+            "hparams": settings.to_dict(),
+            "operations": sorted(method.operations),
+            **details,
+        }
+
+    # ------------------------------------------------------------------ patches
+    def apply(
+        self,
+        patch: EditPatch,
+        *,
+        way: Way | None = None,
+        force: bool = False,
+        allow_unverified: bool = False,
+        resources: Mapping[str, Path | str] | None = None,
+    ) -> Installed:
+        """Put a patch on the model.
+
+        Raises:
+            BaseMismatchError: these are not the weights it was made for (``force`` is your own decision).
+            StackOrderError, StackDisturbedError, RequirementError: nothing was changed.
+        """
+        options = {**self.options, "force": force, "allow_unverified": allow_unverified}
+        context = self._context(scenario="batch", way=way or self.way, protocols=(), options=options)
+        context.resources = {**self.resources, **{k: Path(v) for k, v in (resources or {}).items()}}
+        return self.host.apply_to_model(context, patch, context.way)
+
+    def remove(self, patch: EditPatch) -> bool:
+        """Take a patch off the model, whatever its place on the stack; the rest stays bit for bit what it would be."""
+        return self.host.restore(self._context(scenario="batch", way=None, protocols=()), patch)
+
+    def restore(self) -> None:
+        """Take every patch off: the model is the very one it was at first."""
+        for entry in reversed(self.stack.patches):
+            self.remove(entry.patch)
+        self._previous = None
+
+    @contextmanager
+    def applied(self, patch: EditPatch, **settings: Any) -> Iterator[Installed]:
+        """A patch on the model for the length of a block; arguments are those of :meth:`apply`."""
+        installed = self.apply(patch, **settings)
+        try:
+            yield installed
+        finally:
+            if any(entry.patch.id == patch.id for entry in self.stack.patches):
+                self.remove(patch)
+
+    # ------------------------------------------------------------------ reading
+    @overload
+    def generate(self, prompts: str, *, max_new_tokens: int = ...) -> str: ...
+    @overload
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int = ...) -> list[str]: ...
+    def generate(self, prompts: str | Sequence[str], *, max_new_tokens: int = 50) -> str | list[str]:
+        """Greedy continuations of one prompt or of many, through every patch on the stack, routers too."""
+        many = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = self._answers().raw_generate(many, max_new_tokens=max_new_tokens)
+        return texts[0] if isinstance(prompts, str) else texts
+
+    @overload
+    def answer(self, prompts: str) -> str: ...
+    @overload
+    def answer(self, prompts: Sequence[str]) -> list[str]: ...
+    def answer(self, prompts: str | Sequence[str]) -> str | list[str]:
+        """The model's own answers: greedy, cut at the end of the sentence, as protocol ``generate`` reads them."""
+        many = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = self._answers().generate(many)
+        return texts[0] if isinstance(prompts, str) else texts
+
+    def evaluate(
+        self, requests: EditRequest | Sequence[EditRequest], *, protocols: Sequence[str] = ("generate",)
+    ) -> Evaluation:
+        """Measure the model as it is now (with the patches on it) against itself without any patch."""
+        given = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
+        if not given:
+            raise InputError("there is nothing to evaluate: the list of requests is empty")
+        scenario: Scenario = "sequential" if len(self.stack.patches) > 1 else "batch"
+        context = self._context(scenario=scenario, way=self.way, protocols=protocols)
+        prepared = tuple(self.host.prepare_requests(context, given))
+        context.requests = prepared
+        self._base.prefetch(prepared, context.protocols)
+        return self._measure(context, prepared, self._manifest(prepared))
+
+    # ------------------------------------------------------------------ inside
+    def _edit_cases(
+        self,
+        context: EditContext,
+        plan: Sequence[tuple[Round, list[Round]]],
+        evaluate: bool,
+        on_patch: Callable[[EditPatch, Round], None] | None,
+    ) -> tuple[tuple[EditPatch, ...], Evaluation | None]:
+        """Each case alone, on the model as it was found, restored after."""
+        patches, evaluations = [], []
+        with self.progress("editing, one case at a time", total=len(plan)) as step:
+            for case, calls in plan:
+                made = self._edit_rounds(context, calls, None)
+                joined = self._settle(context, made)
+                patches.append(joined)
+                if on_patch is not None:
+                    on_patch(joined, case)
+                if evaluate:
+                    evaluations.append(self._measure(context, case, {}))
+                context.records.clear()
+                self.host.restore(context, joined)
+                step.advance()
+        if not evaluate:
+            return tuple(patches), None
+        return tuple(patches), combine(evaluations, manifest=self._manifest(context.requests))
+
+    def _edit_rounds(
+        self, context: EditContext, calls: Sequence[Round], on_patch: Callable[[EditPatch, Round], None] | None
+    ) -> list[EditPatch]:
+        """Compute and apply round after round; the patches that are on the model afterwards."""
+        method = self._method()
+        extend = method.state == "extend"
+        made: list[EditPatch] = []
+        with self.progress("editing, round after round", total=len(calls)) as step:
+            for call in calls:
+                context.previous = made[-1] if made else self._live_previous()
+                patch = self._compute(context, call)
+                if extend and context.previous is not None:
+                    self.host.restore(context, context.previous)
+                self.host.apply_to_model(context, patch, context.way)
+                context.records.setdefault("patch_bytes", []).append(float(len(patch.to_bytes())))
+                made = [patch] if extend else [*made, patch]
+                if on_patch is not None:
+                    on_patch(patch, call)
+                step.advance()
+        return made
+
+    def _compute(self, context: EditContext, requests: Round) -> EditPatch:
+        method, settings = self._method(), cast(Resolved, self.settings)
+        context.generator = seeded(self.seed)
+        with left_as_found(self.model, f"method {method.name!r}"):
+            patch = self.host.compute_patch(context, requests, settings.hparams)
+        if undeclared := sorted({operation.type for operation in patch.operations} - method.operations):
+            raise MethodError(
+                f"method {method.name!r} made operations of type {', '.join(undeclared)} and declares only "
+                f"{', '.join(sorted(method.operations))}; its author must add them to its MethodInfo"
+            )
+        return patch
+
+    def _settle(self, context: EditContext, made: list[EditPatch]) -> EditPatch:
+        """The rounds as one patch, standing on the model in their place (the weights are the same bit for bit)."""
+        if len(made) == 1:
+            return made[0]
+        joined = EditPatch.join(made)
+        for patch in reversed(made):
+            self.host.restore(context, patch)
+        self.host.apply_to_model(context, joined, context.way)
+        return joined
+
+    def _measure(self, context: EditContext, requests: Sequence[EditRequest], manifest: dict[str, Any]) -> Evaluation:
+        metrics = self.host.evaluate(context, requests, self._base, self._answers())
+        return Evaluation(metrics=metrics, manifest=manifest)
+
+    def _answers(self) -> Answers:
+        return Answers(self.model, self.adapter, self.tokens, stack=self.stack)
+
+    def _live_previous(self) -> EditPatch | None:
+        """This Editor's last patch, if it is still on the model."""
+        live = {entry.patch.id for entry in self.stack.patches}
+        return self._previous if self._previous is not None and self._previous.id in live else None
+
+    def _context(
+        self,
+        *,
+        scenario: Scenario,
+        way: Way | None,
+        protocols: Sequence[str],
+        options: Mapping[str, Any] | None = None,
+    ) -> EditContext:
+        found = self.catalogue.found("kedit.methods", self.info.name) if self.info else None
+        return EditContext(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            adapter=self.adapter,
+            forward=self.forward,
+            tokens=self.tokens,
+            stack=self.stack,
+            host=self.host,
+            method=self.info,
+            method_distribution=found.distribution if found else None,
+            method_version=found.version if found else None,
+            hparams=self.settings.hparams if self.settings else None,
+            model_name=self.name,
+            revision=self.revision,
+            seed=self.seed,
+            generator=seeded(self.seed),
+            previous=self._live_previous(),
+            options=self.options if options is None else options,
+            resources=self.resources,
+            protocols=resolve_protocols(protocols),
+            scenario=scenario,
+            way=way,
+            memory_budget=self.memory_budget,
+            cache=self.cache,
+            progress=self.progress,
+            memo=self._memo,
+        )
+
+    def _manifest(self, requests: Sequence[EditRequest]) -> dict[str, Any]:
+        return run_manifest(
+            self.model,
+            requests,
+            seed=self.seed,
+            model_name=self.name,
+            method=self.info.name if self.info else None,
+            hparams=self.settings.hparams.to_dict() if self.settings else {},
+            patches=[entry.patch.id for entry in self.stack.patches],
+        )
+
+    def _method(self) -> MethodInfo:
+        if self.info is None:
+            known = ", ".join(sorted(self.catalogue.methods())) or "none is installed"
+            raise InputError(f"this Editor has no method, so it can only apply and read; give method=... ({known})")
+        return self.info
+
+    def _resolve(
+        self, hparams: Settings, overrides: Mapping[str, Any] | Sequence[str], preset: Path | str | None
+    ) -> Resolved | None:
+        if self.info is None:
+            if hparams is not None or overrides or preset is not None:
+                raise InputError("settings were given without a method; name the method they are for")
+            return None
+        cls = self.catalogue.hparams_class(self.info)
+        if isinstance(hparams, HyperParams):
+            if not isinstance(hparams, cls):
+                raise InputError(
+                    f"method {self.info.name!r} takes {cls.__name__}, and got {type(hparams).__name__}; "
+                    "give settings of the right class, a mapping or a file"
+                )
+            given: Mapping[str, Any] = hparams.to_dict()
+            return resolve(cls, self.adapter.shape, presets=None, file=None, overrides={**given, **_mapping(overrides)})
+        file = Path(hparams) if isinstance(hparams, str | Path) else None
+        merged = {**hparams, **_mapping(overrides)} if isinstance(hparams, Mapping) else overrides
+        return resolve(
+            cls, self.adapter.shape, presets=self.info.presets, preset=preset, file=file, overrides=merged
+        )
+
+    @contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        """Whatever ends the body early, the patches on the model afterwards are those that were on it before."""
+        before = [entry for entry in self.stack.patches]
+        try:
+            yield
+        except BaseException:
+            self.stack.reset_to(before)
+            raise
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for kedit, or the one named by ``KEDIT_CACHE``."""
+    if given := os.environ.get("KEDIT_CACHE"):
+        return Path(given)
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("kedit"))
+
+
+def _mapping(overrides: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    from kedit_core.hparams import parse_override
+
+    if isinstance(overrides, Mapping):
+        return dict(overrides)
+    return dict(parse_override(text) for text in overrides)

@@ -1,0 +1,100 @@
+"""Where a MODEL comes from: a registered name, a local folder, or a Hugging Face id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from kedit_core.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from kedit_core.plugins import Host
+
+
+@frozen(kw_only=True)
+class ModelFolder:
+    """A model as a local Hugging Face folder.
+
+    Attributes:
+        folder: holds config.json, the weights and the tokenizer.
+        name: what a patch may record as ``base.name`` (registered name or Hub id); None for a local folder, since a
+            path means nothing to anybody else.
+        revision: commit of a Hub model.
+    """
+
+    folder: Path
+    name: str | None = None
+    revision: str | None = None
+
+
+def resolve_model(model: str, host: Host, revision: str | None = None) -> ModelFolder:
+    """The folder of ``model``: registered names first, then local folders, then the Hugging Face Hub.
+
+    Raises:
+        UnknownNameError: a registered prefix with an unknown name, or a Hub id that cannot be had.
+        InputError: a local folder without config.json.
+    """
+    sources = host.model_sources()
+    names = {name: source for source in sources for name in source.names}
+    if model in names:
+        return ModelFolder(folder=Path(names[model].folder(model)), name=model)
+    prefix = model.partition(":")[0]
+    if ":" in model and prefix in {name.partition(":")[0] for name in names}:
+        known = ", ".join(sorted(name for name in names if name.startswith(f"{prefix}:")))
+        raise UnknownNameError(f"there is no model {model!r}; registered under {prefix!r} are: {known}")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{model} is a folder without config.json, so it is not a Hugging Face model folder")
+        return ModelFolder(folder=path)
+    return _from_hub(model, revision, sorted(names))
+
+
+def resolve_folder(model: str, host: Host) -> Path:
+    """Only the folder of :func:`resolve_model`, for commands that stream files."""
+    return resolve_model(model, host).folder
+
+
+def _from_hub(model: str, revision: str | None, registered: list[str]) -> ModelFolder:
+    from huggingface_hub import snapshot_download
+
+    known = f"; registered names are {', '.join(registered)}" if registered else ""
+    try:
+        folder = Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.ot"]))
+    except Exception as error:  # the hub client has many kinds of errors; the user needs one sentence
+        raise UnknownNameError(
+            f"{model!r} is neither a registered name nor a local folder, and it could not be had from the Hugging "
+            f"Face Hub ({type(error).__name__}); check the spelling or the network{known}"
+        ) from error
+    return ModelFolder(folder=folder, name=model, revision=folder.name)
+
+
+def load_model(source: ModelFolder, *, dtype: Any = None, device: Any = None) -> tuple[Any, Any]:
+    """Model (in eval mode) and tokenizer of a folder, in the dtype its config states unless ``dtype`` is given.
+
+    ``dtype``: a torch.dtype or its name. Raises InputError for an unknown dtype or a folder transformers cannot load.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    if isinstance(dtype, str) and dtype != "auto":
+        wanted = getattr(torch, dtype, None)
+        if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
+            raise InputError(f"{dtype!r} is no floating-point dtype of torch; use float32, bfloat16 or float16")
+        dtype = wanted
+    try:
+        config = AutoConfig.from_pretrained(source.folder)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(source.folder, dtype="auto" if dtype is None else dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"transformers cannot load the model in {source.folder}: {_first_line(error)}") from error
+    if device is not None:
+        model.to(device)
+    return model.eval(), tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

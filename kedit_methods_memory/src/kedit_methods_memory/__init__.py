@@ -1,0 +1,1 @@
+"""The memory-based family of knowledge-editing methods; nothing is registered yet."""

@@ -1,0 +1,1 @@
+"""The meta-learning family of knowledge-editing methods; nothing is registered yet."""

@@ -1,0 +1,1 @@
+"""FactWorld for kedit."""
