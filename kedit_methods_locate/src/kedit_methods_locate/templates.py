@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from kedit_core.editing import EditContext
-from kedit_core.forward import TokenBoundary, TopK, generate_ids
+from kedit_core.forward import TopK, fill, generate_ids, slot
 
 from kedit_methods_locate.hparams import RomeHyperParams
 
@@ -48,21 +48,21 @@ OPENINGS = (
 """Contexts for encoder-decoders, about as long as the sampled ones."""
 
 
-def fill(template: str, prompt: str, span: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-    """The prompt in its context, and where the span of characters has gone."""
-    before, _, after = template.partition(BARE)
-    return before + prompt + after, (span[0] + len(before), span[1] + len(before))
+def in_context(template: str, prompt: str, span: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+    """The prompt in its context, and where a span of its characters has gone.
+
+    Raises InputError when the template does not have exactly one slot.
+    """
+    shift = slot(template)
+    return fill(template, prompt), (span[0] + shift, span[1] + shift)
 
 
-def clean(text: str, special: Iterable[str] = ()) -> str:
-    """A sampled text as a context: NFKD, no special tokens, no blank lines, braces replaced by spaces.
+def clean(text: str) -> str:
+    """A sampled text as a context: NFKD, blank lines to a space, braces replaced by spaces.
 
     Braces would be read as slots; the papers' code leaves them in and then fails now and then.
     """
-    for token in special:
-        text = text.replace(token, "")
-    text = unicodedata.normalize("NFKD", text).replace("\n\n", " ")
-    return re.sub(r"[{}]", " ", text)
+    return re.sub(r"[{}]", " ", unicodedata.normalize("NFKD", text).replace("\n\n", " "))
 
 
 def context_templates(context: EditContext, hparams: RomeHyperParams) -> tuple[str, ...]:
@@ -103,5 +103,5 @@ def sampled_templates(
             sampler=TopK(TOP_K, generator),
         )
         for ids, row, most in zip(prompts, rows, new, strict=True):
-            texts.append(f"{clean(_text(tokens, [*ids, *row[:most]]), _special(tokens))}. {BARE}")
+            texts.append(f"{clean(tokens.decode([*ids, *row[:most]]))}. {BARE}")
     return tuple(texts)

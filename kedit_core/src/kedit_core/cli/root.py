@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 import traceback
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from attrs import frozen
 
-from kedit_core.errors import DuplicateNameError, KeditError, PluginError
+from kedit_core.errors import DuplicateNameError, KeditError, UnknownNameError
 
 if TYPE_CHECKING:
     from kedit_core.plugins import Catalogue, Found
@@ -53,18 +52,26 @@ class KeditGroup(click.Group):
 
         Raises:
             PluginError: a plugin's command cannot be imported or is no click command.
-            DuplicateNameError: a plugin claims the name of a core command.
+            DuplicateNameError: two distributions claim the name.
         """
-        found = self._plugged(ctx).get(cmd_name)
+        from kedit_core.plugins import COMMANDS as GROUP
+        from kedit_core.plugins import load_object
+
+        plugged = catalogue(ctx)
         builtin = COMMANDS.get(cmd_name)
+        found = plugged.commands().get(cmd_name)
         if builtin is not None and found is not None:
             raise DuplicateNameError(
-                f"command {cmd_name!r} is provided by both kedit-core and {found.distribution}; uninstall the plugin, "
-                "or leave it out of KEDIT_PLUGINS"
+                f"command {cmd_name!r} is provided by both kedit-core and {found.provider}; uninstall the plugin, or "
+                "leave it out of KEDIT_PLUGINS"
             )
         if builtin is not None:
-            return _import(builtin.target)
-        return None if found is None else _load(found)
+            command: click.Command = load_object(builtin.target)
+            return command
+        try:
+            return _load(found or plugged.find(GROUP, cmd_name))
+        except UnknownNameError as error:
+            ctx.fail(str(error))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands in ``--help``, without importing any of them."""
@@ -131,31 +138,11 @@ def _take_debug(words: list[str]) -> bool:
     return found
 
 
-def _import(target: str) -> click.Command:
-    module, _, attribute = target.partition(":")
-    command: click.Command = getattr(importlib.import_module(module), attribute)
-    return command
-
-
 def _load(found: Found) -> click.Command:
-    try:
-        command = found.load()
-    except KeditError:
-        raise
-    except Exception as error:
-        raise _blame(found, f"could not be imported ({type(error).__name__}: {error})") from error
+    command = found.load()
     if not isinstance(command, click.Command):
-        raise _blame(found, f"is a {type(command).__name__}, not a click command")
+        raise found.error(f"is a {type(command).__name__}, not a click command")
     return command
-
-
-def _blame(found: Found, what: str) -> PluginError:
-    return PluginError(
-        f"command {found.name!r} of {found.distribution} {what}; update or uninstall {found.distribution}",
-        plugin=found.name,
-        distribution=found.distribution,
-        hook="kedit.commands",
-    )
 
 
 def _report(error: BaseException, debug: bool) -> int:

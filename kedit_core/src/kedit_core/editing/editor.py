@@ -191,6 +191,19 @@ class Editor:
             seconds=time.perf_counter() - started,
         )
 
+    def compute(self, requests: EditRequest | Sequence[EditRequest]) -> EditPatch:
+        """The patch of one round, computed and not put on the model.
+
+        Raises as :meth:`edit`; also InputError for several requests when the method edits one at a time.
+        """
+        given = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
+        method = self._method()
+        if len(given) > 1 and "batch" not in method.scenarios:
+            raise InputError(f"method {method.name!r} edits one request at a time; call edit() for several")
+        context = self._context(scenario="batch", way=self.way, protocols=())
+        context.requests = tuple(self.host.prepare_requests(context, given))
+        return self._compute(context, tuple(context.requests))
+
     def plan(
         self, requests: EditRequest | Sequence[EditRequest], *, scenario: str | None = None, batch_size: int = 1
     ) -> dict[str, Any]:
@@ -387,7 +400,7 @@ class Editor:
         protocols: Sequence[str],
         options: Mapping[str, Any] | None = None,
     ) -> EditContext:
-        found = self.catalogue.found("kedit.methods", self.info.name) if self.info else None
+        found = self.catalogue.find("kedit.methods", self.info.name) if self.info else None
         return EditContext(
             model=self.model,
             tokenizer=self.tokenizer,

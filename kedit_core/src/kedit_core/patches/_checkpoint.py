@@ -1,9 +1,8 @@
-"""A model folder that stays on disk: its weight files, and which stored tensor is which parameter of the loaded model."""
+"""A model folder that stays on disk: its weight files, and which stored tensor is which parameter of the model."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,15 +65,15 @@ class Checkpoint:
 class Names:
     """Which stored tensors make up which parameter, by transformers' own rules.
 
-    The architecture is built on the meta device (no memory), and its checkpoint conversion is asked for the name of every
-    stored tensor: prefixes that a headless checkpoint lacks, old spellings, tied weights stored once, twice or under
-    the other's name.
+    The architecture is built on the meta device (no memory), and its checkpoint conversion is asked for the name of
+    every stored tensor: prefixes that a headless checkpoint lacks, old spellings, tied weights stored once, twice or
+    under the other's name.
     """
 
     architecture: str
     shapes: Mapping[str, tuple[int, ...]]
     _stored: Mapping[str, Sequence[str]]
-    _tied: Mapping[str, frozenset[str]]
+    _tied: Mapping[str, Sequence[str]]
     _converted: frozenset[str] = field(factory=frozenset)
 
     @classmethod
@@ -106,24 +105,33 @@ class Names:
             raise BaseMismatchError(
                 f"{self.architecture} in {checkpoint.folder} has no parameter {place}; the patch is for another model"
             )
-        group = self._tied.get(place, frozenset({place}))
-        keys = [key for name in sorted(group) for key in self._stored.get(name, ())]
-        if group & self._converted:
+        group = self._tied.get(place, (place,))
+        if self._converted.intersection(group):
             raise InputError(
-                f"{checkpoint.folder} stores {place} in a form that transformers converts when it loads "
-                f"({', '.join(keys[:3])}), so it cannot be edited on disk; apply the patch to the loaded model and save that"
+                f"{checkpoint.folder} stores {place} in another form than the model has it, so it cannot be edited on "
+                "disk; apply the patch to the loaded model and save that"
             )
-        if len(keys) > 1 and len({checkpoint.shard(key).digest(key) for key in keys}) > 1:
-            # transformers does not tie stored copies that differ, so only this one is the parameter
-            keys = list(self._stored.get(place, ()))
+        keys = self._same(place, group, checkpoint)
         if not keys or len({checkpoint.entry(key).dtype for key in keys}) > 1:
-            raise BaseMismatchError(f"{checkpoint.folder} does not hold {place} of {self.architecture}; get the folder again")
+            raise BaseMismatchError(
+                f"{checkpoint.folder} does not hold {place} of {self.architecture}; get the folder again"
+            )
         if (shape := checkpoint.entry(keys[0]).shape) != self.shapes[place]:
             raise BaseMismatchError(
                 f"{place} has shape {list(shape)} in {checkpoint.folder}, but its config.json asks for "
                 f"{list(self.shapes[place])}; get the folder again"
             )
         return tuple(keys)
+
+    def _same(self, place: str, group: Sequence[str], checkpoint: Checkpoint) -> list[str]:
+        """Stored tensors of the tied names that transformers will tie to ``place``: a copy that differs stays alone."""
+        stored = [(name, key) for name in group for key in self._stored.get(name, ())]
+        if len(stored) < 2:
+            return [key for _, key in stored]
+        digests = {key: checkpoint.shard(key).digest(key) for _, key in stored}
+        # the source of the tie comes first; names that are not stored follow it
+        own = next((digests[key] for name, key in stored if name == place), digests[stored[0][1]])
+        return [key for _, key in stored if digests[key] == own]
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
@@ -217,25 +225,14 @@ def _loaded_names(model: Any, keys: Iterable[str]) -> dict[str, tuple[str, bool]
             name, pattern = rename_source_key(key, [], [], prefix, known)
         if name in known:
             names[key] = (name, pattern is not None)
-    for name in _other_targets(converters, names, known):
-        names.setdefault(name, (name, True))
     return names
 
 
-def _other_targets(converters: Iterable[Any], names: Mapping[str, tuple[str, bool]], known: Mapping[str, Any]) -> set[str]:
-    """Parameters that a one-to-many conversion fills beside the one it is listed under."""
-    first = {name for name, joined in names.values() if joined}
-    others = set()
-    for converter in converters:
-        lead, *rest = converter.target_patterns
-        for name in first:
-            others |= {new for other in rest if (new := re.sub(re.escape(lead), other, name)) in known and new != name}
-    return others
-
-
-def _tied_groups(model: nn.Module) -> dict[str, frozenset[str]]:
-    """Name -> all names of the same tensor, for parameters that have several."""
-    groups: dict[int, set[str]] = {}
+def _tied_groups(model: Any) -> dict[str, tuple[str, ...]]:
+    """Name -> all names of the same tensor, the one the others follow first, for parameters that have several."""
+    groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), set()).add(name)
-    return {name: frozenset(group) for group in groups.values() if len(group) > 1 for name in group}
+        groups.setdefault(id(parameter), []).append(name)
+    sources = set(getattr(model, "all_tied_weights_keys", {}).values())
+    ordered = (sorted(group, key=lambda name: name not in sources) for group in groups.values() if len(group) > 1)
+    return {name: tuple(group) for group in ordered for name in group}

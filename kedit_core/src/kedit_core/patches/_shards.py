@@ -103,7 +103,9 @@ class Shard:
                 target.seek(entry.begin)
                 written = sum(target.write(piece) for piece in pieces())
                 if written != entry.nbytes:
-                    raise InputError(f"{name} has {entry.nbytes} bytes in {self.path}, not {written}; nothing was changed")
+                    raise InputError(
+                        f"{name} has {entry.nbytes} bytes in {self.path}, not {written}; nothing was changed"
+                    )
             sync(target)
 
 

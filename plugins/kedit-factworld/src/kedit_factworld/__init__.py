@@ -1,1 +1,1 @@
-"""FactWorld for kedit."""
+"""FactWorld for kedit: a seeded world of facts, tiny models that know it, edit cases, corpus, statistics, the demo."""

@@ -1,0 +1,206 @@
+"""``kedit edit``: change facts, say what changed, save the patch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kedit_core.cli.common import as_json, emit, human_bytes, json_option, note, say, show_table
+from kedit_core.cli.model_options import model_options, open_editor, read_requests
+from kedit_core.contract import SCENARIOS
+from kedit_core.errors import InputError
+from kedit_core.requests import EditRequest
+
+if TYPE_CHECKING:
+    from kedit_core.editing import Editor, EditResult
+    from kedit_core.patches import EditPatch
+    from kedit_core.plugins import Catalogue
+
+
+
+@click.command()
+@model_options
+@click.option("--method", "-m", required=True, help="Name of an installed method; see `kedit methods`.")
+@click.option("--prompt", help="Text that the model should complete with the target.")
+@click.option("--subject", help="What the fact is about; words of the prompt.")
+@click.option("--target", help="The new answer.")
+@click.option("--ground-truth", help="The answer before the edit, if known.")
+@click.option("--requests", "source", metavar="FILE", help="JSON, JSONL or CSV of requests, or a registered dataset.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only the first N requests.")
+@click.option("--mode", type=click.Choice(SCENARIOS), help="Scenario; batch if the method can, else sequential.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Requests per sequential round.")
+@click.option("--hparams", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML or JSON of settings.")
+@click.option("--preset", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Preset to use for this model.")
+@click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting; wins over files.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Everything random follows from it.")
+@click.option("--protocol", "protocols", multiple=True, default=("generate",), show_default=True, help="How answers are judged.")
+@click.option("--no-evaluate", is_flag=True, help="Only edit; measure nothing.")
+@click.option("--stats", type=click.Path(exists=True, path_type=Path), help="Statistics file or folder for the method.")
+@click.option("--corpus", type=click.Path(exists=True, path_type=Path), help="Text that statistics are taken from.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the patch goes (single mode, many cases: a folder).")
+@click.option("--plan", is_flag=True, help="Say what would be done, and do nothing.")
+@json_option
+@click.pass_context
+def edit(
+    context: click.Context,
+    method: str,
+    prompt: str | None,
+    subject: str | None,
+    target: str | None,
+    ground_truth: str | None,
+    source: str | None,
+    limit: int | None,
+    mode: str | None,
+    batch_size: int,
+    hparams: Path | None,
+    preset: Path | None,
+    overrides: tuple[str, ...],
+    seed: int,
+    protocols: tuple[str, ...],
+    no_evaluate: bool,
+    stats: Path | None,
+    corpus: Path | None,
+    output: Path | None,
+    plan: bool,
+    json_to: str | None,
+    **model: Any,
+) -> None:
+    """Edit facts in MODEL and save the patch.
+
+    \b
+    kedit edit factworld:llama -m rome --prompt "The capital of France is" --subject France --target Oslo -o oslo.safetensors
+    kedit edit MODEL -m rome --requests cases.jsonl --mode single --json out.json
+    """
+    from kedit_core.cli.root import catalogue
+    from kedit_core.evaluation import resolve_protocols
+
+    installed = catalogue(context)
+    requests = _requests(installed, source, prompt, subject, target, ground_truth)[:limit]
+    resolve_protocols(protocols)  # a misspelt protocol is said before the model is loaded
+    many_files = mode == "single" and len({request.case_id or id(request) for request in requests}) > 1
+    _check_output(output, folder=many_files)
+    options = {key: value for key, value in (("stats", stats), ("corpus", corpus)) if value is not None}
+    editor = open_editor(
+        method=method,
+        hparams=hparams,
+        overrides=overrides,
+        preset=preset,
+        seed=seed,
+        options=options,
+        catalogue=installed,
+        **model,
+    )
+    _tell_settings(editor)
+    if plan:
+        details = editor.plan(requests, scenario=mode, batch_size=batch_size)
+        emit(json_to, lambda: details, lambda: _show_plan(details))
+        return
+    before = editor.answer([request.prompt for request in requests]) if len(requests) == 1 else []
+    saver = _CaseSaver(output) if output is not None and many_files else None
+    result = editor.edit(
+        requests,
+        scenario=mode,
+        batch_size=batch_size,
+        evaluate=not no_evaluate,
+        protocols=protocols,
+        on_patch=saver,
+    )
+    saved = None
+    if output is not None and not many_files:
+        result.patch.save(output)
+        saved = output
+    after = _after(editor, result) if len(requests) == 1 else []
+    data = {**result.to_dict(), "output": str(output) if output is not None else None}
+    emit(json_to, lambda: data, lambda: _show(result, before, after, saved, saver))
+
+
+class _CaseSaver:
+    """Saves each case's patch as soon as it is made, so that an interrupted run keeps what it had."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+
+    def __call__(self, patch: EditPatch, requests: tuple[EditRequest, ...]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"[^\w.-]+", "_", requests[0].case_id or requests[0].id)
+        patch.save(self.folder / f"{name}.safetensors")
+        self.count += 1
+
+
+def _requests(
+    installed: Catalogue,
+    source: str | None,
+    prompt: str | None,
+    subject: str | None,
+    target: str | None,
+    ground_truth: str | None,
+) -> list[EditRequest]:
+    from kedit_core.plugins import Host
+
+    if source is not None:
+        if any(text is not None for text in (prompt, subject, target, ground_truth)):
+            raise InputError("give either --requests, or --prompt with --subject and --target, not both")
+        return read_requests(source, Host(installed))
+    if prompt is None or target is None:
+        raise InputError("there is nothing to edit: give --prompt and --target (and --subject), or --requests FILE")
+    return [EditRequest(prompt=prompt, subject=subject, target_new=target, ground_truth=ground_truth)]
+
+
+def _check_output(output: Path | None, *, folder: bool) -> None:
+    """Refuse a place that cannot be written before the work is done, not after it."""
+    if output is None:
+        return
+    if folder and output.exists() and not output.is_dir():
+        raise InputError(f"-o {output} is a file, and mode single writes one patch per case; give a folder")
+    if not folder and output.is_dir():
+        raise InputError(f"-o {output} is a folder; give the name of a file, such as {output / 'patch.safetensors'}")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"-o {output}: the folder {output.absolute().parent} does not exist; make it first")
+
+
+def _tell_settings(editor: Editor) -> None:
+    """Say where settings come from when no preset fits the model: the user should know that they are a guess."""
+    for text in editor.settings.notes if editor.settings else ():
+        note(f"note: {text}")
+
+
+def _after(editor: Editor, result: EditResult) -> list[str]:
+    prompts = [request.prompt for request in result.requests]
+    if result.scenario != "single":
+        return editor.answer(prompts)
+    with editor.applied(result.patch):
+        return editor.answer(prompts)
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    rows = [(key, value if isinstance(value, str) else as_json(value)) for key, value in plan.items() if key != "hparams"]
+    show_table(("plan", ""), rows)
+    say()
+    settings = plan["hparams"]
+    sources = settings.get("sources", {})
+    values = settings.get("values", settings)
+    show_table(("setting", "value", "from"), [(key, as_json(value), str(sources.get(key, ""))) for key, value in values.items()])
+    say("\nNothing was done.")
+
+
+def _show(
+    result: EditResult, before: list[str], after: list[str], saved: Path | None, saver: _CaseSaver | None
+) -> None:
+    for request, old, new in zip(result.requests, before, after, strict=False):
+        say(f"{request.prompt} ...")
+        show_table(("", ""), [("before", old or "(nothing)"), ("after", new or "(nothing)"), ("wanted", request.target_new)])
+        say()
+    if result.evaluation is not None:
+        say(result.evaluation.summary())
+    for warning in result.warnings:
+        number = "" if warning.number is None else f" ({warning.number:.4g})"
+        note(f"warning: {warning.message}{number}; {warning.remedy}")
+    if saver is not None:
+        say(f"\n{saver.count} patches are in {saver.folder}")
+    if saved is not None:
+        say(f"\npatch {result.patch.id[:12]} is in {saved} ({human_bytes(saved.stat().st_size)})")
+    say(f"{len(result.requests)} request{'s' * (len(result.requests) != 1)} edited in {result.seconds:.1f} s")

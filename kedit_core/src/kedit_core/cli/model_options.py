@@ -1,0 +1,109 @@
+"""Options that every command on a live model takes, and the Editor they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from kedit_core.cli.common import progress
+from kedit_core.contract import WAYS
+from kedit_core.errors import InputError, UnknownNameError
+from kedit_core.requests import EditRequest, load_requests
+
+if TYPE_CHECKING:
+    from kedit_core.editing import Editor
+    from kedit_core.patches import EditPatch
+    from kedit_core.plugins import Host
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_options(command: F) -> F:
+    """``MODEL --dtype --device --revision --way --patch --with --force --allow-unverified``, in that order in help."""
+    for option in reversed(
+        (
+            click.argument("model"),
+            click.option("--dtype", help="Load the model in this dtype (as stored, unless given)."),
+            click.option("--device", help="Put the model on this device, e.g. cuda:0."),
+            click.option("--revision", help="Revision of a model from the Hugging Face Hub."),
+            click.option("--way", type=click.Choice(WAYS), help="How low-rank deltas are put on the model."),
+            click.option(
+                "--patch",
+                "patches",
+                multiple=True,
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="Apply this patch first; may be given several times, in order.",
+            ),
+            click.option(
+                "--with", "given", multiple=True, metavar="ROLE=PATH", help="What a method or a patch needs beside itself."
+            ),
+            click.option("--force", is_flag=True, help="Apply patches although the weights are not those they were made for."),
+            click.option("--allow-unverified", is_flag=True, help="Apply patches to weights that cannot be verified (quantised)."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def open_editor(
+    model: str,
+    method: str | None = None,
+    *,
+    dtype: str | None,
+    device: str | None,
+    revision: str | None,
+    way: str | None,
+    patches: Sequence[Path],
+    given: Sequence[str],
+    force: bool,
+    allow_unverified: bool,
+    **settings: Any,
+) -> Editor:
+    """The Editor that the options of :func:`model_options` ask for, with the patches on its model.
+
+    Patch files are read before the model is loaded, so that a bad one costs nothing.
+    """
+    from kedit_core.editing import Editor
+    from kedit_core.patches import EditPatch
+
+    loaded: list[EditPatch] = [EditPatch.load(path) for path in patches]
+    resources = dict(_role(text) for text in given)
+    editor = Editor.from_pretrained(
+        model,
+        method,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        way=way,
+        resources=resources,
+        progress=progress,
+        **settings,
+    )
+    for patch in loaded:
+        editor.apply(patch, force=force, allow_unverified=allow_unverified)
+    return editor
+
+
+def read_requests(source: str, host: Host) -> list[EditRequest]:
+    """Requests of a file, or of a registered dataset by its name.
+
+    Raises UnknownNameError when it is neither, RequestError for what is wrong in the file.
+    """
+    if Path(source).is_file():
+        return load_requests(Path(source))
+    datasets = {info.name: info for info in host.datasets() if info.requests is not None}
+    info = datasets.get(source)
+    if info is None or info.requests is None:
+        known = ", ".join(sorted(datasets)) or "none"
+        raise UnknownNameError(f"{source!r} is neither a file nor a registered dataset (registered: {known}); check the path")
+    return list(info.requests())
+
+
+def _role(text: str) -> tuple[str, Path]:
+    role, equals, path = text.partition("=")
+    if not equals or not role or not path:
+        raise InputError(f"--with {text} is not ROLE=PATH; write for example --with encoder=folder")
+    return role, Path(path)

@@ -1,0 +1,83 @@
+"""Evaluation: what a model answers, how answers are judged, and the core's metrics (see docs/evaluation.md).
+
+Importing this package imports no torch; ``Answers`` does when it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kedit_core.evaluation.aggregate import metric_result
+from kedit_core.evaluation.efficiency import EfficiencyMetrics
+from kedit_core.evaluation.manifest import requests_digest, run_manifest
+from kedit_core.evaluation.metrics import METRICS, CoreMetrics, Item, core_metrics, items_of, prefetch
+from kedit_core.evaluation.protocols import (
+    GEN_FREE,
+    GEN_WILD,
+    PROTOCOLS,
+    TF_EXACT,
+    TF_TOKEN,
+    FreeGeneration,
+    Judgement,
+    Protocol,
+    Reading,
+    TeacherForced,
+    resolve_protocol,
+    resolve_protocols,
+)
+from kedit_core.evaluation.report import Evaluation, combine
+from kedit_core.evaluation.tags import Tag
+from kedit_core.evaluation.text import SENTENCE, WILD, StopRule, contains, exact_match, normalise, word_f1
+
+if TYPE_CHECKING:
+    from kedit_core.evaluation.answers import Answers, TargetTokens
+
+__all__ = [
+    "GEN_FREE",
+    "GEN_WILD",
+    "METRICS",
+    "PROTOCOLS",
+    "SENTENCE",
+    "TF_EXACT",
+    "TF_TOKEN",
+    "WILD",
+    "Answers",
+    "CoreMetrics",
+    "EfficiencyMetrics",
+    "Evaluation",
+    "FreeGeneration",
+    "Item",
+    "Judgement",
+    "Protocol",
+    "Reading",
+    "StopRule",
+    "Tag",
+    "TargetTokens",
+    "TeacherForced",
+    "combine",
+    "contains",
+    "core_metrics",
+    "exact_match",
+    "items_of",
+    "metric_result",
+    "normalise",
+    "plugin",
+    "prefetch",
+    "requests_digest",
+    "resolve_protocol",
+    "resolve_protocols",
+    "run_manifest",
+    "word_f1",
+]
+
+
+def plugin() -> list[object]:
+    """The entry point ``core-evaluation``: fresh plugin objects for one Editor."""
+    return [CoreMetrics(), EfficiencyMetrics()]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Answers", "TargetTokens"):
+        return getattr(import_module("kedit_core.evaluation.answers"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

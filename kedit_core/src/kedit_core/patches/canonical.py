@@ -1,0 +1,101 @@
+"""Canonical JSON: one value, one text.
+
+UTF-8, keys sorted by code point, separators ``,`` and ``:``, floats as Python's repr, no NaN, no duplicate keys. Reading
+is bounded before anything is believed; docs/patch-format.md states the limits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from kedit_core.errors import PatchFormatError
+
+MAX_BYTES = 100_000_000
+MAX_DEPTH = 64
+MAX_MARKS = 4_000_000
+MIN_INT, MAX_INT = -(2**63), 2**64 - 1
+
+
+def plain(value: Any, what: str, depth: int = MAX_DEPTH) -> Any:
+    """A deep copy of ``value`` in plain JSON types (tuples become lists).
+
+    Raises PatchFormatError for anything JSON cannot hold exactly: other types, keys that are not strings, NaN and
+    infinities, integers beyond 64 bits, lone surrogates, nesting deeper than ``depth``.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text(value, what)
+    if isinstance(value, int):
+        if not MIN_INT <= value <= MAX_INT:
+            raise PatchFormatError(f"{what} holds an integer that does not fit in 64 bits; store it as text")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise PatchFormatError(f"{what} holds {float(value)!r}, which JSON has no number for; use null or a string")
+        return float(value)
+    if depth == 0:
+        raise PatchFormatError(f"{what} is nested deeper than {MAX_DEPTH} levels; flatten it")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise PatchFormatError(f"{what} has a key of type {type(key).__name__}; keys are strings")
+        return {_text(key, what): plain(inner, f"{what}.{key}", depth - 1) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner, f"{what}[{i}]", depth - 1) for i, inner in enumerate(value)]
+    raise PatchFormatError(f"{what} holds a {type(value).__name__}, which is not JSON; use plain values")
+
+
+def _text(value: str, what: str) -> str:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PatchFormatError(f"{what} holds text that is not valid Unicode; remove the lone surrogates") from None
+    return str(value)
+
+
+def dumps(value: Any, what: str) -> bytes:
+    """The canonical JSON of ``value``."""
+    return _dump(plain(value, what))
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def loads(data: bytes, what: str) -> Any:
+    """The value that ``data`` is the canonical JSON of.
+
+    Raises PatchFormatError for text that is not JSON, not canonical, or beyond the limits.
+    """
+    if len(data) > MAX_BYTES:
+        raise PatchFormatError(f"{what} is {len(data)} bytes long; the limit is {MAX_BYTES}")
+    # every JSON value but the first is preceded by one of these, so counting them bounds what parsing can allocate
+    if sum(data.count(mark) for mark in (b",", b"[", b"{", b":")) > MAX_MARKS:
+        raise PatchFormatError(f"{what} holds more than {MAX_MARKS} JSON values")
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except PatchFormatError as error:
+        raise PatchFormatError(f"{what} is not valid: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise PatchFormatError(f"{what} is not JSON that kedit reads: {type(error).__name__}") from None
+    value = plain(value, what)
+    if _dump(value) != data:
+        raise PatchFormatError(f"{what} is not canonical JSON, so the file was not written as format 1 says")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise PatchFormatError(f"the key {twice!r} is given twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise PatchFormatError(f"{name} is not a JSON number")

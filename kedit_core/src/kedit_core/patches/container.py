@@ -1,0 +1,198 @@
+"""The bytes of a patch file: a safetensors file with one metadata key, in one canonical layout.
+
+Written and read here rather than by the safetensors library so that bytes do not depend on its version, the header is
+bounded before it is believed, and the file is hashed while it is read. Any safetensors reader can open the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, BinaryIO
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from kedit_core.errors import PatchFormatError
+from kedit_core.patches import canonical
+from kedit_core.patches.digests import byte_view
+
+METADATA = "__metadata__"
+KEY = "kedit"
+MAX_TENSORS = 65_536
+MAX_RANK = 8
+MAX_NAME = 1_024
+MAX_ELEMENTS = 2**48
+
+DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@frozen
+class TensorEntry:
+    """One tensor of a file: its name, dtype and shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@frozen
+class Header:
+    """What stands before the tensors: their entries in file order, the manifest, and the header's raw bytes."""
+
+    entries: tuple[TensorEntry, ...]
+    manifest: Any
+    raw: bytes
+
+
+def file_order(entries: Sequence[TensorEntry]) -> tuple[TensorEntry, ...]:
+    """Widest elements first, then by name: every tensor is aligned, and the order depends on nothing else."""
+    return tuple(sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name)))
+
+
+def header_bytes(entries: Sequence[TensorEntry], manifest: bytes) -> bytes:
+    """Length prefix and header of the canonical file with these tensors and this manifest."""
+    fields: dict[str, Any] = {METADATA: {KEY: manifest.decode()}}
+    offset = 0
+    for entry in file_order(entries):
+        fields[entry.name] = {
+            "dtype": _CODES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.nbytes],
+        }
+        offset += entry.nbytes
+    text = canonical.dumps(fields, "the header")
+    text += b" " * (-len(text) % 8)
+    if len(text) > canonical.MAX_BYTES:
+        raise PatchFormatError(f"the patch's header would be {len(text)} bytes long; the limit is {canonical.MAX_BYTES}")
+    return struct.pack("<Q", len(text)) + text
+
+
+def entry_of(name: str, tensor: Tensor) -> TensorEntry:
+    """The entry of a tensor; PatchFormatError when a patch file cannot hold it."""
+    check_name(name)
+    if tensor.dtype not in _CODES:
+        raise PatchFormatError(f"tensor {name!r} has dtype {tensor.dtype}, which a patch cannot hold; cast it first")
+    if tensor.dim() > MAX_RANK:
+        raise PatchFormatError(f"tensor {name!r} has {tensor.dim()} dimensions; the limit is {MAX_RANK}")
+    return TensorEntry(name, tensor.dtype, tuple(tensor.shape))
+
+
+def check_name(name: str) -> None:
+    """PatchFormatError for names that no tensor of a patch may have."""
+    if name == METADATA:
+        raise PatchFormatError(f"{METADATA!r} cannot name a tensor in a safetensors file; choose another name")
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise PatchFormatError(f"a tensor's name has 1 to {MAX_NAME} printable characters; {name[:40]!r} does not fit")
+
+
+def write(stream: Any, tensors: Mapping[str, Tensor], manifest: bytes) -> str:
+    """Write the canonical file to ``stream`` (anything with ``write``); its SHA-256.
+
+    Tensors are contiguous and on the CPU. Memory: the header.
+    """
+    entries = file_order([entry_of(name, tensor) for name, tensor in tensors.items()])
+    if len(entries) > MAX_TENSORS:
+        raise PatchFormatError(f"the patch has {len(entries)} tensors; the limit is {MAX_TENSORS}")
+    hasher = hashlib.sha256()
+    for part in (header_bytes(entries, manifest), *(byte_view(tensors[entry.name]) for entry in entries)):
+        hasher.update(part)
+        stream.write(part)
+    return hasher.hexdigest()
+
+
+def read_header(stream: BinaryIO, size: int) -> Header:
+    """Read and check everything before the tensors of a file of ``size`` bytes; PatchFormatError when it is not ours."""
+    if size < 8:
+        raise PatchFormatError(f"{size} bytes are too few for a safetensors file; the file is truncated or not a patch")
+    prefix = _exactly(stream, 8)
+    (length,) = struct.unpack("<Q", prefix)
+    if not 2 <= length <= min(canonical.MAX_BYTES, size - 8):
+        raise PatchFormatError(
+            f"the header claims {length} bytes of a file of {size}; the file is truncated or not a patch"
+        )
+    raw = _exactly(stream, length)
+    fields = canonical.loads(raw.rstrip(b" "), "the header")
+    if not isinstance(fields, dict):
+        raise PatchFormatError("the header is not a JSON object; the file is not a safetensors file")
+    text = _metadata(fields)
+    if len(fields) > MAX_TENSORS:
+        raise PatchFormatError(f"the file claims {len(fields)} tensors; the limit is {MAX_TENSORS}")
+    entries = file_order([_entry(name, value) for name, value in fields.items()])
+    header = prefix + raw
+    if header_bytes(entries, text) != header:
+        raise PatchFormatError("the tensors overlap, leave gaps or are not in the order of format 1")
+    if (expected := len(header) + sum(entry.nbytes for entry in entries)) != size:
+        raise PatchFormatError(f"the file has {size} bytes where its header describes {expected}; it is truncated or padded")
+    return Header(entries, canonical.loads(text, "the manifest"), header)
+
+
+def _metadata(fields: dict[str, Any]) -> bytes:
+    metadata = fields.pop(METADATA, None)
+    if not isinstance(metadata, dict) or set(metadata) != {KEY} or not isinstance(metadata[KEY], str):
+        raise PatchFormatError(f"the file's metadata is not the one key {KEY!r} with a manifest; it is not a kedit patch")
+    text: str = metadata[KEY]
+    return text.encode()
+
+
+def _entry(name: str, value: Any) -> TensorEntry:
+    check_name(name)
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise PatchFormatError(f"tensor {name!r} must have dtype, shape and data_offsets, and nothing else")
+    dtype, shape = value["dtype"], value["shape"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise PatchFormatError(f"tensor {name!r} has a dtype that format 1 does not know; it knows {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(type(n) is int and n >= 0 for n in shape):
+        raise PatchFormatError(f"tensor {name!r} has no valid shape: at most {MAX_RANK} numbers, none negative")
+    if prod(max(n, 1) for n in shape) > MAX_ELEMENTS:
+        raise PatchFormatError(f"tensor {name!r} claims more than {MAX_ELEMENTS} elements")
+    return TensorEntry(name, DTYPES[dtype], tuple(shape))
+
+
+def read_tensors(stream: BinaryIO, header: Header, hasher: Any) -> dict[str, Tensor]:
+    """The tensors that follow a checked header; every byte goes through ``hasher``. Memory: the tensors."""
+    tensors = {}
+    for entry in header.entries:
+        tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+        if entry.nbytes:
+            view = byte_view(tensor)
+            _fill(stream, memoryview(view))
+            hasher.update(view)
+            if entry.dtype == torch.bool and view.max() > 1:
+                raise PatchFormatError(f"tensor {entry.name!r} holds bytes that are neither true nor false")
+        tensors[entry.name] = tensor
+    return tensors
+
+
+def _exactly(stream: BinaryIO, count: int) -> bytes:
+    data = bytearray(count)
+    _fill(stream, memoryview(data))
+    return bytes(data)
+
+
+def _fill(stream: BinaryIO, target: memoryview) -> None:
+    done = 0
+    while done < len(target):
+        got = stream.readinto(target[done:])  # type: ignore[attr-defined]
+        if not got:
+            raise PatchFormatError("the file ended early; it is truncated")
+        done += got

@@ -1,0 +1,76 @@
+"""SHA-256 of tensors and configurations: what says that two bases are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kedit_core.errors import KeditError
+from kedit_core.patches import canonical
+
+BASE_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+CHUNK = 1 << 20
+
+# what a configuration says about the file or the run it came from, not about the model
+_VOLATILE_KEYS = frozenset({"transformers_version", "dtype", "torch_dtype", "name_or_path", "use_cache"})
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def byte_view(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The little-endian bytes of a contiguous CPU tensor, without a copy, as uint8 ``[numel * itemsize]``."""
+    if sys.byteorder != "little":
+        raise KeditError("kedit reads and writes tensors on little-endian machines only; use another machine")
+    flat = tensor.detach().reshape(-1)
+    view: np.ndarray[Any, np.dtype[np.uint8]] = flat.view(torch.uint8).numpy()
+    return view
+
+
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    flat = tensor.detach().reshape(-1)
+    for start in range(0, flat.numel(), CHUNK):
+        yield flat[start : start + CHUNK]
+
+
+def digests_in(tensor: Tensor, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
+    """dtype name -> SHA-256 of the tensor cast to that dtype (round to nearest even), in one pass over it.
+
+    What is hashed: the elements in row-major order, little-endian; neither shape nor dtype. Memory: a few MB.
+    """
+    hashers = {dtype: hashlib.sha256() for dtype in dtypes}
+    with torch.no_grad():
+        for chunk in _chunks(tensor):
+            for dtype, hasher in hashers.items():
+                hasher.update(byte_view(chunk.to(dtype).cpu().contiguous()))
+    return {dtype_name(dtype): hasher.hexdigest() for dtype, hasher in hashers.items()}
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of the tensor's elements as they are: row-major, little-endian, without shape and dtype."""
+    return digests_in(tensor, (tensor.dtype,))[dtype_name(tensor.dtype)]
+
+
+def digests_of(tensor: Tensor) -> dict[str, str]:
+    """The digests a patch records of a base tensor: as float32, bfloat16 and float16 (and float64 when it is that)."""
+    dtypes = (*BASE_DTYPES, torch.float64) if tensor.dtype == torch.float64 else BASE_DTYPES
+    return digests_in(tensor, dtypes)
+
+
+def config_digest(config: Any) -> str:
+    """SHA-256 of the canonical JSON of a configuration's non-default values, without what only describes its origin.
+
+    ``config`` is a transformers configuration or a mapping. The digest is for people and registries; it is never a
+    reason to refuse a base, because defaults move between versions of transformers.
+    """
+    values: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_diff_dict()
+    kept = {key: value for key, value in values.items() if not key.startswith("_") and key not in _VOLATILE_KEYS}
+    return hashlib.sha256(canonical.dumps(kept, "the model's configuration")).hexdigest()

@@ -1,0 +1,107 @@
+"""Statistics on disk: one safetensors file, one or more layers, and the files of the papers' code (npz)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from kedit_core.errors import InputError, MethodError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from kedit_methods_locate.stats.statistic import Statistic
+
+FORMAT = 1
+_META = "kedit_statistics"
+
+
+def save_statistics(path: Path, statistics: Sequence[Statistic]) -> None:
+    """Write statistics to one file; written beside and renamed, so that a killed run leaves no half of one."""
+    entries = [{"layer": s.layer, "count": s.count, "record": dict(s.record)} for s in statistics]
+    write_tensors(path, {f"{s.layer}.sum": s.sum for s in statistics}, {"format": FORMAT, "statistics": entries})
+
+
+def load_statistics(path: Path) -> list[Statistic]:
+    """All statistics of a ``.safetensors`` file of ours, a ``.npz`` file of the papers' code, or a folder of such.
+
+    Raises InputError when it is none of these.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in {".safetensors", ".npz"})
+        return [statistic for file in files for statistic in load_statistics(file)]
+    if not path.is_file():
+        raise InputError(f"there is no statistics file {path}; make one with 'kedit stats MODEL --layers ... -o {path}'")
+    if path.suffix == ".npz":
+        return [load_npz(path)]
+    tensors, meta = read_tensors(path)
+    try:
+        if meta["format"] != FORMAT:
+            raise InputError(f"{path} is a statistics file of format {meta['format']}; this kedit reads {FORMAT}")
+        return [
+            Statistic(int(e["layer"]), tensors[f"{e['layer']}.sum"].to(torch.float32), int(e["count"]), e["record"])
+            for e in meta["statistics"]
+        ]
+    except (KeyError, TypeError, ValueError, MethodError) as error:
+        raise InputError(f"{path} is not a usable statistics file ({error}); collect it again with 'kedit stats'") from error
+
+
+def load_npz(path: Path, layer: int | None = None) -> Statistic:
+    """A statistic of the papers' code: arrays ``mom2.mom2`` (the sum) and ``mom2.count``.
+
+    The layer is the number in the module's name that such files are called by
+    (``transformer.h.17.mlp.c_proj_float32_mom2_100000.npz``), unless given. Nothing in it tells which weights it was
+    taken from, so it is used unverified, and this is said.
+    """
+    if layer is None:
+        number = re.search(r"\.(\d+)\.", path.name)
+        if number is None:
+            raise InputError(f"the name {path.name} does not tell the layer (like 'transformer.h.17.mlp...'); rename it so")
+        layer = int(number.group(1))
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            total, count = np.asarray(arrays["mom2.mom2"], dtype=np.float64), int(arrays["mom2.count"])
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} has no arrays mom2.mom2 and mom2.count as ROME's statistics files do ({error})") from error
+    return Statistic.from_sum(layer, torch.from_numpy(total), count, {"imported": path.name})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Tensors and one JSON record, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={_META: text})
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :func:`write_tensors` wrote. Raises InputError for anything else."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get(_META)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        meta = json.loads(text) if text else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a statistics file ({error})") from error
+    if not isinstance(meta, dict):
+        raise InputError(f"{path} is not a statistics file of kedit; make one with 'kedit stats'")
+    return tensors, meta
+
+
+def first_of(statistics: Iterable[Statistic], layer: int) -> Statistic | None:
+    """The one of ``layer``, if any."""
+    return next((statistic for statistic in statistics if statistic.layer == layer), None)

@@ -1,0 +1,50 @@
+"""What the pages show works: Python blocks run in order in one namespace a page, and so do `kedit` command lines."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+PAGES = sorted(
+    [REPO / "README.md", *(REPO / "docs").glob("*.md"), *REPO.glob("kedit_*/README.md"), *REPO.glob("plugins/*/README.md")]
+)
+FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str, int]]:
+    text = page.read_text()
+    return [(m[1], m[2], text.count("\n", 0, m.start(2)) + 1) for m in FENCE.finditer(text)]
+
+
+def commands(block: str) -> list[list[str]]:
+    joined = block.replace("\\\n", " ")
+    return [shlex.split(line, comments=True)[1:] for line in joined.splitlines() if line.startswith("kedit ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+def test_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kedit_core.cli.root import kedit
+
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "docs"}
+    for language, block, line in blocks(page):
+        if language == "python":
+            code = compile("\n" * (line - 1) + block, str(page), "exec")
+            exec(code, namespace)
+        elif language in ("bash", "console", "sh"):
+            for arguments in commands(block):
+                with pytest.raises(SystemExit) as end:
+                    kedit.main(arguments, prog_name="kedit")
+                assert end.value.code == 0, f"{page}:{line}: kedit {shlex.join(arguments)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), f"{page}: {target} does not exist"
