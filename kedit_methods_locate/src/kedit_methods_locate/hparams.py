@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 from attrs import field, frozen, validators
+
 from kedit_core.hparams import HyperParams, ModelShape
 
 FactToken: TypeAlias = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
@@ -23,6 +24,7 @@ START_WORDS = ("The", "Therefore", "Because", "I", "You")
 # (gpt2-xl 17 of 48, gpt-neox-20b 15 of 44); all later decoders were edited at 5 of 28 to 32.
 _LAYER_SHARE: Mapping[str, float] = MappingProxyType({"GPT2LMHeadModel": 17 / 48, "GPTNeoXForCausalLM": 15 / 44})
 _USUAL_SHARE = 5 / 32
+_CLAMP: float | None = 4.0
 
 
 def layer_by_depth(shape: ModelShape) -> int:
@@ -42,7 +44,8 @@ class LocateHyperParams(HyperParams):
         v_weight_decay: weight of |delta| / |v0|^2 in the loss.
         clamp_norm_factor: |delta| is kept below this times |v0|; None for no clamp.
         kl_factor: weight of the essence term, KL(edited || base) on "{subject} is a".
-        kl_position: where the essence is read: ``subject`` (its last token, as the papers' code) or ``last`` (as their text).
+        kl_position: where the essence is read: ``subject`` (its last token, as the papers' code) or ``last`` (as the
+            papers' text).
         early_stop_loss: a request whose loss falls below this is done.
         mom2_adjustment: use the second-moment statistic; False takes the identity, which is not ROME as published.
         mom2_documents: documents of the corpus that the statistic is taken from, at most.
@@ -56,7 +59,7 @@ class LocateHyperParams(HyperParams):
     v_num_grad_steps: int = field(default=20, validator=validators.ge(1))
     v_lr: float = field(default=0.5, validator=validators.gt(0))
     v_weight_decay: float = field(default=0.5, validator=validators.ge(0))
-    clamp_norm_factor: float | None = field(default=4.0, validator=validators.optional(validators.gt(0)))
+    clamp_norm_factor: float | None = field(default=_CLAMP, validator=validators.optional(validators.gt(0.0)))
     kl_factor: float = field(default=0.0625, validator=validators.ge(0))
     kl_position: KlPosition = field(default="subject", validator=validators.in_(get_args(KlPosition)))
     early_stop_loss: float = field(default=0.05, validator=validators.ge(0))

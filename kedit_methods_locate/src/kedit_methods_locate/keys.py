@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from kedit_core.forward import ForwardTools, Side, Site, buckets, collate
 from torch import Tensor
 
+from kedit_core.forward import ForwardTools, Side, Site, buckets, cells
 from kedit_methods_locate.rows import Row
 
 # Tokens in one forward of reading; memory is small, as nothing is kept but one vector per row.
@@ -29,13 +29,11 @@ def read(
     found: dict[Site, list[Tensor | None]] = {site: [None] * len(rows) for site in sites}
     deepest = max(site.layer for site in sites)
     for group in buckets([len(row.ids) for row in rows], max_tokens):
-        batch = collate([rows[i].ids for i in group], forward.boundary.pad_id, side=side)
-        at = batch.columns([rows[i].index for i in group])
-        run = forward.run(batch, capture=tuple(sites), stop_after=deepest)
+        batch = forward.batch([rows[i].ids for i in group], side=side)
+        at = cells(range(len(group)), batch.columns([rows[i].index for i in group]))
+        run = forward.run(batch, capture=tuple(sites), at=at, stop_after=deepest)
         for site in sites:
-            values = run.activations[site]
-            here = values[torch.arange(len(group), device=values.device), at.to(values.device)]
-            for i, value in zip(group, here, strict=True):
+            for i, value in zip(group, run.activations[site], strict=True):
                 found[site][i] = value
     return {site: torch.stack([v for v in values if v is not None]) for site, values in found.items()}
 
@@ -52,7 +50,7 @@ def average(values: Tensor, weights: Sequence[float] | None = None) -> Tensor:
     return torch.einsum("...jw,j->...w", wide, share / share.sum())
 
 
-def layer_keys(forward: ForwardTools, rows: Sequence[Row], layer: int, **how: int) -> Tensor:
+def layer_keys(forward: ForwardTools, rows: Sequence[Row], layer: int, *, side: Side = "right") -> Tensor:
     """The inputs of layer ``layer``'s down-projection at each row's token: ``[rows, in]``."""
     site = Site(layer, "mlp_out", "input")
-    return read(forward, rows, (site,), **how)[site]
+    return read(forward, rows, (site,), side=side)[site]

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attrs import evolve, frozen
-from kedit_core.errors import MethodError
-from kedit_core.forward import TokenBoundary
-from kedit_core.requests import EditRequest
 
+from kedit_core.errors import MethodError
+from kedit_core.forward import TokenBoundary, fill, slot
+from kedit_core.requests import EditRequest
 from kedit_methods_locate.hparams import FactToken
-from kedit_methods_locate.templates import in_context
 
 
 @frozen
@@ -50,6 +49,15 @@ class Rewrite:
     essence: Row
 
 
+def in_context(template: str, prompt: str, span: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+    """The prompt in its context, and where a span of its characters has gone.
+
+    Raises InputError when the template does not have exactly one slot.
+    """
+    shift = slot(template)
+    return fill(template, prompt), (span[0] + shift, span[1] + shift)
+
+
 def text_row(tokens: TokenBoundary, text: str, span: tuple[int, int], fact_token: FactToken = "subject_last") -> Row:
     """A text as a row, with the token that ``fact_token`` names (the subject being the characters ``span``).
 
@@ -76,7 +84,7 @@ def subject_of(request: EditRequest) -> tuple[str, tuple[int, int]]:
     """
     if request.subject_span is None:
         raise MethodError(
-            f"the request {request.prompt!r} has no subject in its prompt; give subject (a whole word of it) or subject_span"
+            f"the request {request.prompt!r} has no subject; give a whole word of it, or subject_span"
         )
     start, end = request.subject_span
     return request.prompt[start:end], (start, end)

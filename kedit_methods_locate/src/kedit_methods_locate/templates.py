@@ -15,9 +15,9 @@ import unicodedata
 from collections.abc import Sequence
 
 import torch
-from kedit_core.editing import EditContext
-from kedit_core.forward import TopK, fill, generate_ids, slot
 
+from kedit_core.editing import EditContext
+from kedit_core.forward import TopK, generate_ids
 from kedit_methods_locate.hparams import RomeHyperParams
 
 BARE = "{}"
@@ -46,15 +46,6 @@ OPENINGS = (
     "Because of this, it matters.",
 )
 """Contexts for encoder-decoders, about as long as the sampled ones."""
-
-
-def in_context(template: str, prompt: str, span: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-    """The prompt in its context, and where a span of its characters has gone.
-
-    Raises InputError when the template does not have exactly one slot.
-    """
-    shift = slot(template)
-    return fill(template, prompt), (span[0] + shift, span[1] + shift)
 
 
 def clean(text: str) -> str:

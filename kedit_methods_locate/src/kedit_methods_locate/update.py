@@ -56,7 +56,8 @@ def direction(key: Tensor, solve: Callable[[Tensor], Tensor] | None) -> Tensor:
             "the key at the subject is zero or not finite after the statistic was taken out, so no direction can be "
             "written; choose another layer or check the statistic"
         )
-    return along / norm
+    unit: Tensor = along / norm
+    return unit
 
 
 def rank_one(residual: Tensor, key: Tensor, along: Tensor) -> RankOne:

@@ -81,7 +81,10 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
     table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console().print(table)
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def say(text: str = "") -> None:

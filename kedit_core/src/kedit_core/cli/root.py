@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -71,7 +72,11 @@ class KeditGroup(click.Group):
         try:
             return _load(found or plugged.find(GROUP, cmd_name))
         except UnknownNameError as error:
-            ctx.fail(str(error))
+            if any(entry.name == cmd_name for entry in plugged.left_out):
+                ctx.fail(str(error))
+            if close := get_close_matches(cmd_name, self.list_commands(ctx), n=1):
+                ctx.fail(f"No such command {cmd_name!r}; did you mean {close[0]!r}?")
+            return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands in ``--help``, without importing any of them."""
@@ -82,13 +87,19 @@ class KeditGroup(click.Group):
             with formatter.section("Commands of plugins"):
                 formatter.write_dl([(name, f"from {found.distribution}") for name, found in plugged.items()])
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
         """Run, print any error as one sentence on stderr, and exit with its code."""
         words = list(sys.argv[1:] if args is None else args)
         debug = _take_debug(words)
-        extra.pop("standalone_mode", None)
         try:
-            code = super().main(words, *rest, standalone_mode=False, **extra)
+            code = super().main(words, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
         except BaseException as error:
             code = _report(error, debug)

@@ -28,6 +28,8 @@ from kedit_core.patches import EditPatch, PatchStack
 from kedit_core.plugins import Catalogue, Host
 from kedit_core.requests import EditRequest
 
+_HASHED_BYTES = 1 << 30  # about a second of hashing
+
 Settings = HyperParams | Mapping[str, Any] | Path | str | None
 
 
@@ -81,7 +83,7 @@ class Editor:
         self.host.register(CorePlugin(), name="core", distribution="kedit-core")
         self.adapter = AdapterRegistry(self.host.adapters()).for_model(model)
         self.tokens = TokenBoundary(tokenizer, encoder_decoder=self.adapter.is_encoder_decoder)
-        self.stack = PatchStack.of(model, catalogue=self.catalogue)
+        self.stack = PatchStack.of(model, catalogue=self.catalogue, view=self.adapter)
         self.settings: Resolved | None = self._resolve(hparams, overrides, preset)
         fast = bool(getattr(self.settings.hparams, "fast", True)) if self.settings else True
         self.forward = ForwardTools(model, self.adapter, self.tokens, fast=fast, memory_budget=memory_budget)
@@ -432,13 +434,24 @@ class Editor:
     def _manifest(self, requests: Sequence[EditRequest]) -> dict[str, Any]:
         return run_manifest(
             self.model,
-            requests,
             seed=self.seed,
+            requests=requests,
+            model_digest=self._base_digest(),
             model_name=self.name,
+            revision=self.revision,
+            architecture=self.adapter.shape.architecture,
             method=self.info.name if self.info else None,
             hparams=self.settings.hparams.to_dict() if self.settings else {},
             patches=[entry.patch.id for entry in self.stack.patches],
         )
+
+    def _base_digest(self) -> str | None:
+        """Digest of the base model's weights, read once; None for models whose hashing would take long."""
+        if "base_digest" not in self._memo:
+            size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+            with self.stack.suspended():
+                self._memo["base_digest"] = self.stack.weights_digest() if size <= _HASHED_BYTES else None
+        return cast(str | None, self._memo["base_digest"])
 
     def _method(self) -> MethodInfo:
         if self.info is None:

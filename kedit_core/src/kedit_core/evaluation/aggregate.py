@@ -47,7 +47,7 @@ def metric_result(
     for name in statistics:
         if name not in STATISTICS or name in by_part:
             raise InputError(
-                f"statistic {name!r} of {tag} is unknown or also a sub-key; known statistics are {', '.join(STATISTICS)}"
+                f"statistic {name!r} of {tag} is unknown or also a sub-key's name; there are {', '.join(STATISTICS)}"
             )
     scores = list(cases.values())
     parts = {part: fmean(of_part.values()) for part, of_part in by_part.items()}
@@ -74,7 +74,9 @@ def combine_results(name: str, results: Sequence[MetricResult]) -> MetricResult:
     kinds = {(tag.counting(0), result.unit, result.statistics) for tag, result in zip(tags, results, strict=True)}
     if len(kinds) != 1:
         found = ", ".join(sorted({result.tag for result in results}))
-        raise InputError(f"results of {name!r} were made in different ways ({found}) and are never averaged; report them apart")
+        raise InputError(
+            f"results of {name!r} differ in how they were made ({found}) and are never averaged; report them apart"
+        )
     parts: dict[str, dict[str, float]] = {}
     for result in results:
         for part, scores in result.case_parts.items():

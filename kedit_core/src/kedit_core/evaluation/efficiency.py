@@ -1,4 +1,4 @@
-"""What an edit costs: a wrapper around ``compute_patch`` measures every round, an ``evaluate`` reports it per edited fact."""
+"""What an edit costs: a wrapper around ``compute_patch`` measures every round, ``evaluate`` reports it per fact."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import define, frozen
 
 from kedit_core.contract import MetricInfo, MetricResult, hookimpl
 from kedit_core.evaluation.aggregate import metric_result
-from kedit_core.evaluation.metrics import case_of
+from kedit_core.evaluation.metrics import case_of, way_of
 from kedit_core.evaluation.tags import Tag
 from kedit_core.requests import EditRequest
 
@@ -38,8 +38,8 @@ class Peak:
 def resident_peak(interval: float = SAMPLING_SECONDS) -> Iterator[Peak]:
     """Peak resident memory of this process over the start, sampled every ``interval`` seconds in a thread.
 
-    Memory that was freed before but is still held by the allocator is reused without showing: a first edit looks dearer
-    than the next.
+    Memory that was freed before but is still held by the allocator is reused without showing, so a first edit looks
+    dearer than the next.
     """
     import psutil
 
@@ -129,8 +129,8 @@ class Cost:
 
 @define
 class EfficiencyMetrics:
-    """The plugin. A round's records are ``edit_seconds``, ``edit_requests``, ``edit_peak_bytes``, ``patch_bytes`` and
-    ``edit_setup_seconds`` in ``context.records``, one number a round.
+    """The plugin. It appends ``edit_seconds``, ``edit_setup_seconds``, ``edit_requests`` and ``edit_peak_bytes`` to
+    ``context.records``, one number a round; the Editor appends ``patch_bytes`` when it puts the patch on the model.
 
     A method that does one-time work inside a round (collects statistics, ...) appends its seconds to
     ``context.records["setup_seconds"]``; they are then taken out of the edit's time and reported apart.
@@ -150,17 +150,18 @@ class EfficiencyMetrics:
     @hookimpl(wrapper=True)
     def compute_patch(
         self, context: EditContext, requests: Sequence[EditRequest]
-    ) -> Generator[None, EditPatch, EditPatch]:
+    ) -> Generator[None, EditPatch | None, EditPatch | None]:
         setup_before = sum(context.records.get("setup_seconds", ()))
         with measured(context.model, self.interval) as found:
             patch = yield
+        if patch is None:  # no method answered; the host says so
+            return None
         setup = sum(context.records.get("setup_seconds", ())) - setup_before
         for name, number in {
             "edit_seconds": max(0.0, found.seconds - setup),
             "edit_setup_seconds": setup,
             "edit_requests": len(requests),
             "edit_peak_bytes": found.peak.bytes,
-            "patch_bytes": len(patch.to_bytes()),
         }.items():
             context.records.setdefault(name, []).append(float(number))
         return patch
@@ -180,7 +181,7 @@ class EfficiencyMetrics:
                         answer_source=how,
                         scenario=context.scenario,
                         n=len(requests),
-                        way=context.way,
+                        way=way_of(context),
                     )
                 ),
                 unit=unit,
@@ -202,12 +203,14 @@ _REPORTED: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
 def costs_of(context: EditContext, requests: Sequence[EditRequest]) -> list[Cost] | None:
     """The cost of each request, from the latest rounds of the context; None when they do not cover these requests.
 
-    A batch's seconds and bytes are shared equally by its requests. Where a method extends one patch round after round, the
-    last patch holds them all, and its size is what is shared.
+    A batch's seconds and bytes are shared equally by its requests. Where a method extends one patch round after round,
+    the last patch holds them all, and its size is what is shared.
     """
-    numbers = context.records
     names = ("edit_requests", "edit_seconds", "edit_setup_seconds", "edit_peak_bytes", "patch_bytes")
-    rounds = list(zip(*(numbers.get(name, ()) for name in names), strict=True))
+    columns = [context.records.get(name, []) for name in names]
+    if len({len(column) for column in columns}) != 1:
+        return None
+    rounds = list(zip(*columns, strict=True))
     covered: list[Cost] = []
     extends = context.method is not None and context.method.state == "extend"
     for count, seconds, setup, peak, size in reversed(rounds):

@@ -1,7 +1,7 @@
 """The core's metrics: reliability, generalization, locality, portability, under every protocol asked for.
 
-Averages (specs: evaluation, section 1): mean over the prompts of a sub-key, mean over the sub-keys a request has, mean over
-the requests of a case, mean over the cases that have any.
+Averages (specs: evaluation, section 1): mean over the prompts of a sub-key, mean over the sub-keys a request has, mean
+over the requests of a case, mean over the cases that have any.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def core_metrics(
     scenario: str,
     way: str | None,
 ) -> dict[str, MetricResult]:
-    """``"{protocol}.{metric}"`` -> result, for every protocol and metric; a metric without probes has the value None."""
+    """``"{protocol}.{metric}"`` -> result, for every protocol and metric; one without probes has the value None."""
     items = list(items_of(requests))
     results: dict[str, MetricResult] = {}
     for protocol in resolve_protocols(protocols):
@@ -161,6 +161,11 @@ def _output(row: _Judged) -> dict[str, Any]:
     return output
 
 
+def way_of(context: EditContext) -> str | None:
+    """How the patches are on the model: ``merged``, ``attached``, both (``attached-merged``), or None without any."""
+    return "-".join(sorted({entry.way for entry in context.stack.patches})) or None
+
+
 class CoreMetrics:
     """The plugin: reads ``context.protocols``, ``context.scenario`` and ``context.way``."""
 
@@ -177,5 +182,5 @@ class CoreMetrics:
         self, context: EditContext, requests: Sequence[EditRequest], base: Answers, edited: Answers
     ) -> Mapping[str, MetricResult]:
         return core_metrics(
-            requests, base, edited, protocols=context.protocols, scenario=context.scenario, way=context.way
+            requests, base, edited, protocols=context.protocols, scenario=context.scenario, way=way_of(context)
         )

@@ -123,19 +123,18 @@ class FreeGeneration(Protocol):
         return Judgement(score=float(base.text == edited.text), f1=texts.word_f1(base.text, edited.text))
 
 
-def _share(hits: Iterable[bool]) -> float:
-    flags = list(hits)
-    return sum(flags) / len(flags) if flags else 0.0
+def _reading(tokens: TargetTokens) -> Reading:
+    return Reading(text=tokens.text, predicted=tokens.predicted, target=tokens.target)
 
 
 @frozen(kw_only=True)
 class TeacherForced(Protocol):
     """The prompt and the answer are fed, and the argmax before each answer token is compared with it (specs 2a, 2b).
 
-    It shows the model all but one token of the answer, and its length, so it says much more than real use would: report
-    it beside free generation, never instead. Only the first answer (``target_new``, or the probe's first) is fed.
-    Agreement compares the argmax tokens of base and edited model at the positions of the answer; a probe without an answer
-    has no such positions and is left out.
+    It shows the model its answer token by token, and the answer's length, so it promises more than real use keeps:
+    report it beside free generation, never instead. Only the first answer (``target_new``, or the probe's first) is
+    fed. Agreement compares the argmax tokens of base and edited model at the positions of the answer; a probe without
+    an answer has no such positions and is left out.
 
     Attributes:
         whole: all tokens must be right (or agree) for 1, else 0.
@@ -146,10 +145,7 @@ class TeacherForced(Protocol):
     def read(self, answers: Answers, probes: Sequence[Probe]) -> list[Reading | None]:
         pairs = [(probe.prompt, probe.answers[0]) for probe in probes if probe.answers]
         found = iter(answers.target_tokens(pairs))
-        return [self._reading(answers, next(found)) if probe.answers else None for probe in probes]
-
-    def _reading(self, answers: Answers, tokens: TargetTokens) -> Reading:
-        return Reading(text=answers.decode(tokens.predicted), predicted=tokens.predicted, target=tokens.target)
+        return [_reading(next(found)) if probe.answers else None for probe in probes]
 
     def success(self, probe: Probe, reading: Reading) -> Judgement | None:
         return self._judge(reading.predicted, reading.target)

@@ -50,13 +50,14 @@ class Evaluation(Mapping[str, MetricResult]):
     def table(self, title: str | None = None) -> Table:
         """The same as a rich table, for terminals."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, caption="\n".join(self.tags) or None)
+        table = Table(title=title, caption=Text("\n".join(self.tags)))
         table.add_column("metric", no_wrap=True)
         table.add_column("value", justify="right")
         table.add_column("cases", justify="right")
         for name, value, cases, is_part in self._rows():
-            table.add_row(name, value, cases, style="dim" if is_part else None)
+            table.add_row(Text(name), value, cases, style="dim" if is_part else None)
         return table
 
     @property
@@ -79,8 +80,10 @@ class Evaluation(Mapping[str, MetricResult]):
 
     def to_dict(self, outputs: bool = True) -> dict[str, Any]:
         """JSON-able; ``outputs=False`` leaves out what was read for each probe."""
-        kept = {} if outputs else {"outputs": ()}
-        metrics = {name: attrs.asdict(attrs.evolve(result, **kept)) for name, result in self.metrics.items()}
+        metrics = {name: attrs.asdict(result) for name, result in self.metrics.items()}
+        for result in metrics.values():
+            result["outputs"] = [dict(output) for output in result["outputs"]] if outputs else []
+            result["statistics"] = list(result["statistics"])
         return {"format": FORMAT, "metrics": metrics, "manifest": dict(self.manifest)}
 
     def to_json(self, outputs: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""The tag that every number carries: how it was read, what surrounds the prompt, how answers are compared, and of what."""
+"""The tag that every number carries: how it was read, what surrounds the prompt, how answers are compared."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from attrs import evolve, frozen
 
 from kedit_core.errors import InputError
 
-_TAG = re.compile(
-    r"(?P<mode>[^.+]+)\.(?P<context>[^.+]+)\.(?P<answer_source>[^.+]+)\.(?P<scenario>[^.+]+)\.(?P<n>\d+)(\+(?P<way>[^.+]+))?"
-)
+_TAG = re.compile(r"([^.+]+)\.([^.+]+)\.([^.+]+)\.([^.+]+)\.(\d+)(?:\+([^.+]+))?")
 
 
 @frozen(kw_only=True)
@@ -38,10 +36,11 @@ class Tag:
         match = _TAG.fullmatch(text)
         if match is None:
             raise InputError(
-                f"{text!r} is not a tag; a tag reads mode.context.answer_source.scenario.n, with +way where a patch was on"
+                f"{text!r} is not a tag; a tag reads mode.context.answer_source.scenario.n, and +way if a patch was on"
             )
-        found = match.groupdict()
-        return cls(**{**found, "n": int(found["n"])})
+        *names, n, way = match.groups()
+        mode, context, answer_source, scenario = names
+        return cls(mode=mode, context=context, answer_source=answer_source, scenario=scenario, n=int(n), way=way)
 
     def counting(self, n: int) -> Tag:
         """The same tag over another number of requests; tags that differ otherwise are never averaged."""

@@ -17,8 +17,29 @@ from attrs import frozen
 # Titles and the like stand before a name, so their dot never ends an answer. What stands *after* a name ("Inc.", "Jr.")
 # is left out: there the dot usually does end it.
 ABBREVIATIONS = frozenset(
-    "Adm Aug Capt Col Cpl Dec Dr Feb Fr Ft Gen Gov Hon Jan Lt Maj Messrs Mlle Mme Mr Mrs Ms Mt Nov Oct Pres Prof Rep"
-    " Rev Sen Sept Sgt St Ste approx ca cf e.g i.e vs".split()
+    {
+        *(
+            "Adm",
+            "Capt",
+            "Col",
+            "Cpl",
+            "Dr",
+            "Fr",
+            "Ft",
+            "Gen",
+            "Gov",
+            "Hon",
+            "Lt",
+            "Maj",
+            "Messrs",
+            "Mlle",
+            "Mme",
+            "Mr",
+        ),
+        *("Mrs", "Ms", "Mt", "Pres", "Prof", "Rep", "Rev", "Sen", "Sgt", "St", "Ste"),
+        *("Jan", "Feb", "Aug", "Sept", "Oct", "Nov", "Dec"),
+        *("approx", "ca", "cf", "e.g", "i.e", "vs"),
+    }
 )
 ARTICLES = frozenset({"a", "an", "the"})
 
@@ -79,8 +100,8 @@ WILD = StopRule(raw_dots=True)
 def normalise(text: str) -> str:
     """Lower case, without punctuation, without the words a/an/the, single spaces.
 
-    Punctuation is ASCII's and Unicode's categories P*. A text of articles alone ("A", as a grade) keeps them, so that it
-    is not the same as an empty one.
+    Punctuation is ASCII's and Unicode's categories P*. A text of articles alone ("A", as a grade) keeps them, so that
+    it is not the same as an empty one.
     """
     words = "".join(c for c in text.lower().translate(_ASCII_PUNCTUATION) if category(c)[0] != "P").split()
     return " ".join([word for word in words if word not in ARTICLES] or words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -67,16 +67,22 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = {name: getattr(self, name) for name in _TENSORS}
-        return evolve(self, **{name: None if t is None else t.to(device) for name, t in moved.items()})
+        return self._each(lambda t: t.to(device))
 
     def select(self, rows: slice | Sequence[int] | Tensor) -> Batch:
         """Some of the rows, with the same columns."""
-        chosen = {name: getattr(self, name) for name in _TENSORS}
-        return evolve(self, **{name: None if t is None else t[rows] for name, t in chosen.items()})
+        return self._each(lambda t: t[rows])
 
-
-_TENSORS = ("input_ids", "attention_mask", "position_ids", "lengths", "decoder_input_ids", "prompt_ends")
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            input_ids=function(self.input_ids),
+            attention_mask=function(self.attention_mask),
+            position_ids=function(self.position_ids),
+            lengths=function(self.lengths),
+            side=self.side,
+            decoder_input_ids=None if self.decoder_input_ids is None else function(self.decoder_input_ids),
+            prompt_ends=None if self.prompt_ends is None else function(self.prompt_ends),
+        )
 
 
 def collate(

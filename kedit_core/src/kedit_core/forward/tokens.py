@@ -47,7 +47,7 @@ class Encoded:
         """
         start, end = span
         if not 0 <= start < end <= len(self.text):
-            raise InputError(f"the span {start}:{end} does not lie within the {len(self.text)} characters of {self.text!r}")
+            raise InputError(f"span {start}:{end} does not lie within the {len(self.text)} characters of {self.text!r}")
         if self.offsets is None:
             raise InputError(
                 "this tokenizer gives no character offsets, so the subject's tokens cannot be found; "
@@ -55,7 +55,7 @@ class Encoded:
             )
         touching = [i for i, (a, b) in enumerate(self.offsets) if a < b and a < end and b > start]
         if not touching:
-            raise InputError(f"no token stands for {self.text[start:end]!r} (characters {start}:{end} of {self.text!r})")
+            raise InputError(f"no token stands for {self.text[start:end]!r}, characters {start}:{end} of {self.text!r}")
         on_last = [i for i in touching if self.offsets[i][0] < end <= self.offsets[i][1]]
         last = on_last[-1] if on_last else touching[-1]
         first = touching[0]

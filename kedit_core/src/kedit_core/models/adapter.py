@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
 from attrs import field, frozen
@@ -26,9 +27,13 @@ def holds(fact: bool | When, config: Any) -> bool:
     return fact.holds(config) if isinstance(fact, When) else fact
 
 
-def _in_blocks(adapter: ModelAdapter, attribute: Any, value: str | tuple[str, ...] | None) -> None:
+def _names(value: str | Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _in_blocks(adapter: ModelAdapter, attribute: Any, value: Any) -> None:
     """Templates hold one ``{}``, for the block's number, and lie inside of the block."""
-    for template in (value,) if isinstance(value, str) else value or ():
+    for template in _names(value or ()):
         inside = attribute.name in ("block", "decoder_block") or template.startswith(f"{adapter.block}.")
         if template.count("{}") != 1 or not inside:
             raise ValueError(
@@ -51,6 +56,7 @@ class ModelAdapter:
 
     Attributes:
         architectures: names of the model classes (``LlamaForCausalLM``) this holds for.
+        only_if: it holds only where the config is so (gated and plain T5 are one class), or None.
         block: a transformer block of the stack that is edited: the only one, or the encoder's where there are two.
         mlp: the module whose output is what the MLP gives, before any norm behind it and before it is added to the
             residual stream: ``[batch, seq, hidden]``, equal to the output of ``mlp_out``. Where a block has no such
@@ -79,16 +85,17 @@ class ModelAdapter:
         distribution: who provides this adapter; whoever collects adapters fills it in, authors need not.
     """
 
-    architectures: tuple[str, ...] = field(converter=tuple, validator=_some)
+    architectures: tuple[str, ...] = field(converter=_names, validator=_some)
+    only_if: When | None = None
     block: str = field(validator=_in_blocks)
     mlp: str = field(validator=_in_blocks)
-    mlp_in: tuple[str, ...] = field(converter=tuple, validator=[_some, _in_blocks])
+    mlp_in: tuple[str, ...] = field(converter=_names, validator=[_some, _in_blocks])
     mlp_out: str = field(validator=_in_blocks)
     attn: str = field(validator=_in_blocks)
     attn_out: str = field(validator=_in_blocks)
     embeddings: str
     position_embeddings: str | None = None
-    final_norm: tuple[str, ...] = field(converter=tuple)
+    final_norm: tuple[str, ...] = field(converter=_names)
     lm_head: str = "lm_head"
     decoder_block: str | None = field(default=None, validator=_in_blocks)
     parallel: bool | When = False

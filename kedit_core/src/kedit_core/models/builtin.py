@@ -126,3 +126,23 @@ def _t5(*mlp_in: str) -> dict[str, Any]:
         "decoder_block": "decoder.block.{}",
         "rescale_hidden": When("scale_decoder_outputs"),
     }
+
+
+T5 = ModelAdapter(architectures=("T5ForConditionalGeneration",), only_if=When("is_gated_act", False), **_t5("wi"))
+
+T5_GATED = ModelAdapter(
+    architectures=("T5ForConditionalGeneration",), only_if=When("is_gated_act", True), **_t5("wi_0", "wi_1")
+)
+
+ADAPTERS = (GPT2, GPT_J, GPT_NEO, GPT_NEOX, OPT, LLAMA, PHI3, GEMMA, T5, T5_GATED)
+
+
+class CoreAdapters:
+    """The plugin that registers :data:`ADAPTERS`."""
+
+    @hookimpl
+    def register_adapters(self) -> Sequence[ModelAdapter]:
+        return ADAPTERS
+
+
+plugin = CoreAdapters()

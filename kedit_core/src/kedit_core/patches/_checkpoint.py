@@ -12,6 +12,8 @@ from attrs import define, field, frozen
 from torch import nn
 
 from kedit_core.errors import BaseMismatchError, InputError, UnsupportedModelError
+from kedit_core.models.adapter import Layout
+from kedit_core.models.parameters import layout_of
 from kedit_core.patches._shards import Entry, Shard
 
 SINGLE = "model.safetensors"
@@ -72,9 +74,11 @@ class Names:
 
     architecture: str
     shapes: Mapping[str, tuple[int, ...]]
+    layouts: Mapping[str, Layout]
     _stored: Mapping[str, Sequence[str]]
     _tied: Mapping[str, Sequence[str]]
-    _converted: frozenset[str] = field(factory=frozenset)
+    _converted: frozenset[str]
+    _settled: dict[str, tuple[str, ...]] = field(factory=dict)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, architecture: str | None = None) -> Names:
@@ -85,14 +89,15 @@ class Names:
             UnsupportedModelError: transformers does not know the architecture.
         """
         model = _skeleton(checkpoint.folder, architecture)
-        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
+        layouts = {name: layout_of(model, name) for name in shapes}
         stored: dict[str, list[str]] = {}
         converted = set()
         for key, (name, joined) in _loaded_names(model, checkpoint.file_of).items():
             stored.setdefault(name, []).append(key)
             if joined:
                 converted.add(name)
-        return cls(type(model).__name__, shapes, stored, _tied_groups(model), frozenset(converted))
+        return cls(type(model).__name__, shapes, layouts, stored, _tied_groups(model), frozenset(converted))
 
     def stored(self, place: str, checkpoint: Checkpoint) -> tuple[str, ...]:
         """Stored tensors that hold the parameter ``place`` (more than one when a tied weight is stored twice).
@@ -105,13 +110,13 @@ class Names:
             raise BaseMismatchError(
                 f"{self.architecture} in {checkpoint.folder} has no parameter {place}; the patch is for another model"
             )
-        group = self._tied.get(place, (place,))
-        if self._converted.intersection(group):
+        names = self.tied(place, checkpoint)
+        if self._converted.intersection(names):
             raise InputError(
                 f"{checkpoint.folder} stores {place} in another form than the model has it, so it cannot be edited on "
                 "disk; apply the patch to the loaded model and save that"
             )
-        keys = self._same(place, group, checkpoint)
+        keys = tuple(key for name in names for key in self._stored.get(name, ()))
         if not keys or len({checkpoint.entry(key).dtype for key in keys}) > 1:
             raise BaseMismatchError(
                 f"{checkpoint.folder} does not hold {place} of {self.architecture}; get the folder again"
@@ -121,17 +126,21 @@ class Names:
                 f"{place} has shape {list(shape)} in {checkpoint.folder}, but its config.json asks for "
                 f"{list(self.shapes[place])}; get the folder again"
             )
-        return tuple(keys)
+        return keys
 
-    def _same(self, place: str, group: Sequence[str], checkpoint: Checkpoint) -> list[str]:
-        """Stored tensors of the tied names that transformers will tie to ``place``: a copy that differs stays alone."""
-        stored = [(name, key) for name in group for key in self._stored.get(name, ())]
-        if len(stored) < 2:
-            return [key for _, key in stored]
-        digests = {key: checkpoint.shard(key).digest(key) for _, key in stored}
-        # the source of the tie comes first; names that are not stored follow it
-        own = next((digests[key] for name, key in stored if name == place), digests[stored[0][1]])
-        return [key for _, key in stored if digests[key] == own]
+    def tied(self, place: str, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """All names of the parameter ``place``; a tied name stored with other values is a parameter of its own."""
+        if place not in self._settled:
+            group = self._tied.get(place, (place,))
+            stored = {name: key for name in group for key in self._stored.get(name, ())}
+            digests = (
+                {name: checkpoint.shard(key).digest(key) for name, key in stored.items()} if len(stored) > 1 else {}
+            )
+            # a name that is not stored follows the source of the tie, which comes first
+            source = next(iter(digests.values()), None)
+            own = digests.get(place, source)
+            self._settled[place] = tuple(name for name in group if digests.get(name, source) == own)
+        return self._settled[place]
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:

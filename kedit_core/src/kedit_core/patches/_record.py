@@ -85,26 +85,33 @@ class History:
             patches = tuple(EditPatch.load(home / _PATCHES / f"{patch.id}.safetensors") for patch in record.patches)
         except (OSError, InputError) as error:
             raise _disturbed(home, str(error)) from error
-        if tuple(patch.id for patch in patches) != tuple(patch.id for patch in record.patches):
+        if not patches or tuple(patch.id for patch in patches) != tuple(patch.id for patch in record.patches):
             raise _disturbed(home / _PATCHES, "a patch's id is not the recorded one")
         for key, tensor in record.tensors.items():
             _check_tensor(key, tensor, undo, checkpoint)
         return cls(record, patches, undo)
 
 
+def originals(checkpoint: Checkpoint, history: History | None, key: str) -> Shard:
+    """The file that holds a stored tensor as it was before any edit."""
+    if history is not None and key in history.record.tensors:
+        return history.undo
+    return checkpoint.shard(key)
+
+
 def write_history(
     folder: Path,
     patches: Sequence[tuple[EditPatch, bool]],
     entries: Mapping[str, Entry],
-    originals: Callable[[str], Iterable[bytes]],
+    raw: Callable[[str], Iterable[bytes]],
     tensors: Mapping[str, EditedTensor],
 ) -> None:
-    """Write ``folder/.kedit``: patches with whether they were forced, the originals, and the record (last)."""
+    """Write ``folder/.kedit``: the patches (with whether each was forced), the originals (``raw``), then the record."""
     home = folder / FOLDER
     (home / _PATCHES).mkdir(parents=True)
     for patch, _ in patches:
         write_file(home / _PATCHES / f"{patch.id}.safetensors", patch.to_bytes())
-    undo = write_shard(home / _UNDO, entries, originals)
+    undo = write_shard(home / _UNDO, entries, raw)
     on_disk = tuple(OnDisk(id=patch.id, method=patch.method.name, forced=forced) for patch, forced in patches)
     write_file(home / _STACK, Record(patches=on_disk, tensors=tensors, undo=undo).to_bytes())
 
@@ -140,7 +147,7 @@ def _disturbed(where: Path, what: str) -> StackDisturbedError:
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=list).encode()
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _digest(content: Mapping[str, Any]) -> str:

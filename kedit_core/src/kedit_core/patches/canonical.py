@@ -1,7 +1,7 @@
 """Canonical JSON: one value, one text.
 
-UTF-8, keys sorted by code point, separators ``,`` and ``:``, floats as Python's repr, no NaN, no duplicate keys. Reading
-is bounded before anything is believed; docs/patch-format.md states the limits.
+UTF-8, keys sorted by code point, separators ``,`` and ``:``, floats as Python's repr, no NaN, no duplicate keys.
+Reading is bounded before anything is believed; docs/patch-format.md states the limits.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def header_bytes(entries: Sequence[TensorEntry], manifest: bytes) -> bytes:
     text = canonical.dumps(fields, "the header")
     text += b" " * (-len(text) % 8)
     if len(text) > canonical.MAX_BYTES:
-        raise PatchFormatError(f"the patch's header would be {len(text)} bytes long; the limit is {canonical.MAX_BYTES}")
+        raise PatchFormatError(f"the header would be {len(text)} bytes long; the limit is {canonical.MAX_BYTES}")
     return struct.pack("<Q", len(text)) + text
 
 
@@ -113,15 +113,18 @@ def write(stream: Any, tensors: Mapping[str, Tensor], manifest: bytes) -> str:
     entries = file_order([entry_of(name, tensor) for name, tensor in tensors.items()])
     if len(entries) > MAX_TENSORS:
         raise PatchFormatError(f"the patch has {len(entries)} tensors; the limit is {MAX_TENSORS}")
-    hasher = hashlib.sha256()
-    for part in (header_bytes(entries, manifest), *(byte_view(tensors[entry.name]) for entry in entries)):
+    header = header_bytes(entries, manifest)
+    hasher = hashlib.sha256(header)
+    stream.write(header)
+    for entry in entries:
+        part = byte_view(tensors[entry.name])
         hasher.update(part)
         stream.write(part)
     return hasher.hexdigest()
 
 
 def read_header(stream: BinaryIO, size: int) -> Header:
-    """Read and check everything before the tensors of a file of ``size`` bytes; PatchFormatError when it is not ours."""
+    """Read and check all before the tensors of a file of ``size`` bytes; PatchFormatError when it is not ours."""
     if size < 8:
         raise PatchFormatError(f"{size} bytes are too few for a safetensors file; the file is truncated or not a patch")
     prefix = _exactly(stream, 8)
@@ -142,14 +145,14 @@ def read_header(stream: BinaryIO, size: int) -> Header:
     if header_bytes(entries, text) != header:
         raise PatchFormatError("the tensors overlap, leave gaps or are not in the order of format 1")
     if (expected := len(header) + sum(entry.nbytes for entry in entries)) != size:
-        raise PatchFormatError(f"the file has {size} bytes where its header describes {expected}; it is truncated or padded")
+        raise PatchFormatError(f"the file has {size} bytes where its header describes {expected}; it is cut or padded")
     return Header(entries, canonical.loads(text, "the manifest"), header)
 
 
 def _metadata(fields: dict[str, Any]) -> bytes:
     metadata = fields.pop(METADATA, None)
     if not isinstance(metadata, dict) or set(metadata) != {KEY} or not isinstance(metadata[KEY], str):
-        raise PatchFormatError(f"the file's metadata is not the one key {KEY!r} with a manifest; it is not a kedit patch")
+        raise PatchFormatError(f"the metadata is not the one key {KEY!r} with a manifest; it is not a kedit patch")
     text: str = metadata[KEY]
     return text.encode()
 
@@ -175,9 +178,9 @@ def read_tensors(stream: BinaryIO, header: Header, hasher: Any) -> dict[str, Ten
         tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         if entry.nbytes:
             view = byte_view(tensor)
-            _fill(stream, memoryview(view))
+            _fill(stream, view)
             hasher.update(view)
-            if entry.dtype == torch.bool and view.max() > 1:
+            if entry.dtype == torch.bool and max(view) > 1:
                 raise PatchFormatError(f"tensor {entry.name!r} holds bytes that are neither true nor false")
         tensors[entry.name] = tensor
     return tensors

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kedit_core.errors import KeditError
+from kedit_core.errors import InputError, KeditError
 from kedit_core.patches import canonical
 
 BASE_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
@@ -26,12 +26,12 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def byte_view(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The little-endian bytes of a contiguous CPU tensor, without a copy, as uint8 ``[numel * itemsize]``."""
+def byte_view(tensor: Tensor) -> memoryview:
+    """The little-endian bytes of a contiguous CPU tensor, without a copy."""
     if sys.byteorder != "little":
         raise KeditError("kedit reads and writes tensors on little-endian machines only; use another machine")
     flat = tensor.detach().reshape(-1)
-    view: np.ndarray[Any, np.dtype[np.uint8]] = flat.view(torch.uint8).numpy()
+    view: memoryview = flat.view(torch.uint8).numpy().data
     return view
 
 
@@ -63,6 +63,38 @@ def digests_of(tensor: Tensor) -> dict[str, str]:
     """The digests a patch records of a base tensor: as float32, bfloat16 and float16 (and float64 when it is that)."""
     dtypes = (*BASE_DTYPES, torch.float64) if tensor.dtype == torch.float64 else BASE_DTYPES
     return digests_in(tensor, dtypes)
+
+
+def model_digest(model: nn.Module, names: Sequence[str] | None = None) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a model's parameters and buffers as they are (or of those named).
+
+    Every name of a tied parameter counts. Raises InputError for a name the model does not have.
+    """
+    tensors: dict[str, Tensor] = {**dict(model.named_parameters(remove_duplicate=False))}
+    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    if unknown := sorted(set(names or ()) - set(tensors)):
+        raise InputError(f"the model has no parameter or buffer {unknown[0]!r}; see named_parameters()")
+    seen: dict[int, str] = {}
+    whole = hashlib.sha256()
+    for name in sorted(tensors if names is None else names):
+        tensor = tensors[name]
+        if id(tensor) not in seen:
+            seen[id(tensor)] = tensor_digest(tensor)
+        whole.update(f"{name}\0{dtype_name(tensor.dtype)}\0{list(tensor.shape)}\0{seen[id(tensor)]}\n".encode())
+    return whole.hexdigest()
+
+
+def path_digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, that of one line ``name NUL digest`` for each file in it, sorted by name.
+
+    Names are relative, with ``/``, whatever the system.
+    """
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    lines = (f"{name}\0{path_digest(path / name)}\n" for name in names)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def config_digest(config: Any) -> str:

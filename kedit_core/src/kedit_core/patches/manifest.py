@@ -5,21 +5,27 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import field, frozen
+from torch import Tensor
 
 from kedit_core.errors import PatchFormatError
 from kedit_core.patches import canonical
-from kedit_core.patches.operations import LAYOUTS, Layout, check_place
+from kedit_core.patches.operations import LAYOUTS, Layout, as_tuple, check_place, own_all
 
 FORMAT = 1
 DIGEST_DTYPES = ("float32", "bfloat16", "float16", "float64")
 REQUEST_FIELDS = ("prompt", "subject", "subject_span", "target_new", "ground_truth", "case_id")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]*([/:][A-Za-z0-9][\w.-]*)?")
-_WORD = re.compile(r"[A-Za-z0-9][\w.+/:-]*")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]*([/:][A-Za-z0-9][\w.-]*)?", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9][\w.+/:-]*", re.ASCII)
+
+
+def as_dict(items: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a mapping, as a dict."""
+    return dict(items)
 
 
 def check_sha256(value: object, what: str) -> None:
@@ -58,10 +64,10 @@ class BaseTensor:
             verified.
     """
 
-    shape: tuple[int, ...] = field(converter=tuple)
+    shape: tuple[int, ...] = field(converter=as_tuple)
     layout: Layout
-    aliases: tuple[str, ...] = field(default=(), converter=tuple)
-    sha256: Mapping[str, str] = field(factory=dict, converter=dict)
+    aliases: tuple[str, ...] = field(default=(), converter=as_tuple)
+    sha256: Mapping[str, str] = field(factory=dict, converter=as_dict)
 
     def __attrs_post_init__(self) -> None:
         if not all(type(n) is int and n >= 0 for n in self.shape) or len(self.shape) > 8:
@@ -86,7 +92,7 @@ class Base:
     revision: str | None = None
     architecture: str
     config_sha256: str | None = None
-    tensors: Mapping[str, BaseTensor] = field(factory=dict, converter=dict)
+    tensors: Mapping[str, BaseTensor] = field(factory=dict, converter=as_dict)
 
     def __attrs_post_init__(self) -> None:
         if self.name is not None:
@@ -136,6 +142,35 @@ class PrivateRequests:
         """The stand-in for these facts (``EditRequest.fact`` each)."""
         text = canonical.dumps(list(facts), "requests")
         return cls(sha256=hashlib.sha256(text).hexdigest(), count=len(facts))
+
+
+Requests: TypeAlias = tuple[Mapping[str, Any], ...] | PrivateRequests
+
+
+def plain_object(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain JSON copy of a mapping; PatchFormatError when it is not one."""
+    if not isinstance(value, Mapping):
+        raise PatchFormatError(f"a patch's settings are a mapping, not a {type(value).__name__}")
+    copied: dict[str, Any] = canonical.plain(value, "the manifest")
+    return copied
+
+
+@frozen(eq=False)
+class State:
+    """What the method keeps for itself (past keys, optimised values, templates); never installed on a model."""
+
+    config: Mapping[str, Any] = field(factory=dict, converter=plain_object)
+    tensors: Mapping[str, Tensor] = field(factory=dict, converter=own_all)
+
+    def __bool__(self) -> bool:
+        return bool(self.config or self.tensors)
+
+
+def check_requests(value: Sequence[Mapping[str, Any]] | PrivateRequests) -> Requests:
+    """A plain copy of the facts, each checked; a hash of facts passes as it is."""
+    if isinstance(value, PrivateRequests):
+        return value
+    return tuple(check_fact(fact, f"requests[{i}]") for i, fact in enumerate(value))
 
 
 def check_fact(fact: Any, what: str) -> dict[str, Any]:

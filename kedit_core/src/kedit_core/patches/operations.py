@@ -8,7 +8,7 @@ is built, contiguous, on the CPU, and never alias live weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
@@ -78,6 +78,13 @@ def check_place(place: object, what: str) -> None:
     check_name(place)
 
 
+def as_tuple(items: Iterable[Any]) -> tuple[Any, ...]:
+    """A tuple of the items; a string, which is never meant as a sequence of names, is refused."""
+    if isinstance(items, str):
+        raise PatchFormatError(f"a sequence is needed where {items!r} was given; put it in a tuple")
+    return tuple(items)
+
+
 def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise PatchFormatError(f"an operation's config is a mapping, not a {type(config).__name__}")
@@ -102,7 +109,7 @@ class LowRankDelta:
         _floats(what, self.left, self.right)
         if self.left.dim() != 2 or self.right.dim() != 2 or self.left.shape[1] != self.right.shape[0]:
             raise PatchFormatError(
-                f"{what} needs left [out, r] and right [r, in]; it has {list(self.left.shape)}, {list(self.right.shape)}"
+                f"{what} needs left [out, r], right [r, in]; it has {list(self.left.shape)}, {list(self.right.shape)}"
             )
         if self.rank == 0:
             raise PatchFormatError(f"{what} has rank 0; leave the operation out")
@@ -188,6 +195,8 @@ class SparseDelta:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the delta is for a parameter that is ``shape`` in [out, in] terms."""
         count = self.indices.numel()
+        limit: int
+        expected: tuple[int, ...]
         if self.axis == "element":
             limit, expected = torch.Size(shape).numel(), (count,)
         elif self.axis == "row":
@@ -231,7 +240,7 @@ class Replace:
 
 def _check_kind(kind: object, kind_version: object) -> None:
     if not isinstance(kind, str) or not _KIND.fullmatch(kind) or len(kind) > 128:
-        raise PatchFormatError(f"{kind!r} is not a kind's name; use lower case words joined by dots, like 'grace.codebook'")
+        raise PatchFormatError(f"{kind!r} is not a kind's name; use lower-case words joined by dots: 'grace.codebook'")
     if type(kind_version) is not int or kind_version < 1:
         raise PatchFormatError(f"kind {kind!r} has version {kind_version!r}; versions are whole numbers from 1")
 
@@ -245,7 +254,7 @@ class ModuleOperation:
 
     type: ClassVar[str] = "module"
 
-    places: tuple[str, ...] = field(converter=tuple)
+    places: tuple[str, ...] = field(converter=as_tuple)
     kind: str
     kind_version: int = 1
     config: Mapping[str, Any] = field(factory=dict, converter=_plain_config)

@@ -1,4 +1,4 @@
-"""Discovery of what is installed, and the host that runs the hooks: one :class:`Catalogue` reads, one :class:`Host` calls.
+"""Discovery of what is installed (:class:`Catalogue`), and the running of the hooks (:class:`Host`).
 
 Nothing here imports torch, and nothing a distribution provides is imported before it is asked for.
 """

@@ -21,6 +21,7 @@ from kedit_core.plugins._entries import (
     OPERATIONS,
     PLUGINS,
     Found,
+    load_object,
     nearest,
     normalized,
     read_entries,
@@ -181,6 +182,23 @@ class Catalogue:
         cls = self._load(found)
         if not inspect.isclass(cls):
             raise found.error(f"is {type(cls).__name__}, but an operation kind is a class")
+        return cls
+
+    def hparams_class(self, info: MethodInfo) -> type[Any]:
+        """The class of a method's settings; importing it imports no torch.
+
+        Raises:
+            PluginError: it cannot be imported or is no class.
+        """
+        found = self.find(METHODS, info.name)
+        try:
+            cls = load_object(info.hparams)
+        except KeditError:
+            raise
+        except FOREIGN_FAILURES as error:
+            raise found.error(f"names settings {info.hparams!r} that cannot be imported ({reason(error)})") from error
+        if not inspect.isclass(cls):
+            raise found.error(f"names settings {info.hparams!r}, which is no class")
         return cls
 
     def _load(self, found: Found) -> Any:

@@ -63,24 +63,20 @@ class Implementation:
         """Whether it runs around the others, as a generator that yields once."""
         return bool(self.options.get("wrapper"))
 
-    def guarded(self, record: Record, chained: Callable[[], Any] | None = None) -> Callable[..., Any]:
+    def guarded(self, record: Record, chained: Callable[[Any], Any] | None = None) -> Callable[..., Any]:
         """A function to register in its place, which blames this plugin for what it raises.
 
         Args:
             record: told of each answer that is not None.
-            chained: gives what stands in for the argument ``requests`` (see ``prepare_requests``).
+            chained: turns the argument ``requests`` into what stands in for it (see ``prepare_requests``).
         """
         if self.wrapper:
             made = _guarded_wrapper(self)
         else:
             place = self.arguments.index("requests") if chained and "requests" in self.arguments else None
             made = _guarded_call(self, record, chained, place)
+        # pluggy reads the arguments' names from what is wrapped, whose self is bound already
         functools.update_wrapper(made, self.function)
-        # a guard takes what the function takes, without self, which is bound already
-        made.__dict__.pop("__wrapped__", None)
-        made.__qualname__ = made.__name__
-        signature = inspect.signature(self.function)
-        made.__dict__["__signature__"] = signature
         made.__dict__[_MARK] = dict(self.options)
         return made
 
@@ -101,9 +97,12 @@ def implementations(plugin: object, origin: Origin) -> list[Implementation]:
     """All hook implementations of a plugin object or module.
 
     Raises:
-        PluginError: an implementation is of no hook that exists, has arguments its hook does not give, default values,
-            keyword-only arguments or ``*args``, is an old-style wrapper, or is a wrapper and no generator function.
+        PluginError: there is none, or the object is a class; an implementation is of no hook that exists, has arguments
+            its hook does not give, default values, keyword-only arguments or ``*args``, is an old-style wrapper, or is
+            a wrapper and no generator function.
     """
+    if inspect.isclass(plugin):
+        raise origin.error("register", "is a class; give an object of it")
     found = []
     for name in dir(plugin):
         # properties and other descriptors are not evaluated: they may do anything
@@ -117,8 +116,12 @@ def implementations(plugin: object, origin: Origin) -> list[Implementation]:
                 continue
             raise origin.error(hook, f"implements {hook!r}, which is no hook of kedit{nearest(hook, public_hooks())}")
         function = getattr(plugin, name)
+        if not inspect.isroutine(function):
+            raise origin.error(hook, f"has an unusable {hook}: it is no function")
         arguments = _arguments(function, hook, options, origin)
         found.append(Implementation(hook, name, origin, function, dict(options), arguments))
+    if not found:
+        raise origin.error("register", "has no function marked with @hookimpl")
     return found
 
 
@@ -149,11 +152,11 @@ def _arguments(
 
 
 def _guarded_call(
-    implementation: Implementation, record: Record, chained: Callable[[], Any] | None, place: int | None
+    implementation: Implementation, record: Record, chained: Callable[[Any], Any] | None, place: int | None
 ) -> Callable[..., Any]:
     def guarded(*arguments: Any) -> Any:
         if chained is not None and place is not None:
-            arguments = (*arguments[:place], chained(), *arguments[place + 1 :])
+            arguments = (*arguments[:place], chained(arguments[place]), *arguments[place + 1 :])
         try:
             answer = implementation.function(*arguments)
         except KeditError as error:

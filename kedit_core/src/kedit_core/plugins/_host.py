@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -41,7 +39,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # where the core's own implementation stands, whatever order plugins are registered in and whatever they ask for
-_CORE_EDGES = {"prepare_requests": {"tryfirst": True}, "apply_to_model": {"trylast": True}, "restore": {"trylast": True}}
+_CORE_EDGES = {
+    "prepare_requests": {"tryfirst": True, "trylast": False},
+    "apply_to_model": {"tryfirst": False, "trylast": True},
+    "restore": {"tryfirst": False, "trylast": True},
+}
+
+
+class _StandIn:
+    """What pluggy gets to see of a plugin: its guarded functions."""
+
+    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+        vars(self).update(functions)
 
 
 class Host:
@@ -71,7 +80,7 @@ class Host:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
         self.hook: Any = self._manager.hook
-        self._edges: dict[str, SimpleNamespace] = {}
+        self._edges: dict[str, _StandIn] = {}
         self._calls: list[list[tuple[Origin, Any]]] = []
         self._chain: list[Sequence[EditRequest]] = []
         for found, plugin in catalogue.plugins():
@@ -105,13 +114,15 @@ class Host:
             PluginError: an implementation is of no hook, or its arguments do not fit; nothing of it is registered.
         """
         described = getattr(plugin, "__name__", None) or type(plugin).__name__
-        module = getattr(plugin, "__module__", None) or getattr(plugin, "__name__", "")
+        module: str = getattr(plugin, "__module__", None) or getattr(plugin, "__name__", None) or ""
         package = module.partition(".")[0].replace("_", "-")
         self._register(plugin, Origin(name or described, distribution or package, version))
 
     def adapters(self) -> list[ModelAdapter]:
         """All registered adapters for architectures."""
-        return [adapter for _, adapter in self._listed("register_adapters", None)]
+        # of no class that could be named here: adapters are a later room's, whose registry checks them
+        items: list[tuple[Origin, ModelAdapter]] = self._listed("register_adapters", None)
+        return [adapter for _, adapter in items]
 
     def model_sources(self) -> list[ModelSource]:
         """All registered sources of models."""
@@ -142,7 +153,7 @@ class Host:
     def exporter(self, name: str) -> ExporterInfo:
         """The exporter ``name``; UnknownNameError or DuplicateNameError otherwise."""
         items = self._listed("register_exporters", ExporterInfo)
-        return chosen(items, {i: (exporter.name,) for i, (_, exporter) in enumerate(items)}, name, "format to export to")
+        return chosen(items, {i: (exporter.name,) for i, (_, exporter) in enumerate(items)}, name, "export format")
 
     def find_resource(self, role: str, key: str) -> Path | None:
         """A file that a plugin ships for ``role`` under a content key, or None."""
@@ -152,15 +163,17 @@ class Host:
         """The requests after every plugin's checks: each gets what the one before returned, the core's own first."""
         self._chain.append(requests)
         try:
-            for origin, answer in self._answers("prepare_requests", context=context, requests=requests):
-                if not isinstance(answer, Sequence) or isinstance(answer, (str, bytes)):
-                    raise origin.error(
-                        "prepare_requests", f"returned {type(answer).__name__} from prepare_requests; return a list"
-                    )
-                requests = answer
-            return requests
+            answers = self._answers("prepare_requests", context=context, requests=requests)
+            return _requests(*answers[-1]) if answers else requests
         finally:
             self._chain.pop()
+
+    def plan(
+        self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams
+    ) -> Mapping[str, Any] | None:
+        """What the method would do, or None when it does not say."""
+        told: Mapping[str, Any] | None = self._first("plan", Mapping, context=context, requests=requests, hparams=hparams)
+        return told
 
     def compute_patch(
         self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams
@@ -221,11 +234,7 @@ class Host:
 
     def _load_method(self, info: MethodInfo) -> object:
         """Import, make and register the implementation of a method."""
-        try:
-            found = self.catalogue.find(METHODS, info.name)
-        except KeditError:
-            # a description made in code, without an entry point
-            found = Found.of(METHODS, info.name, info, distribution=info.implementation.partition(".")[0])
+        found = self._entry_of(info)
         try:
             plugin: object = load_object(info.implementation)()
         except FOREIGN_FAILURES as error:
@@ -237,6 +246,16 @@ class Host:
         self._register(plugin, origin)
         return plugin
 
+    def _entry_of(self, info: MethodInfo) -> Found:
+        """The entry point a description came from, or one made up for a description made in code."""
+        try:
+            if self.catalogue.method(info.name) == info:
+                return self.catalogue.find(METHODS, info.name)
+        except KeditError:
+            pass
+        package = info.implementation.partition(":")[0].partition(".")[0].replace("_", "-")
+        return Found.of(METHODS, info.name, info, distribution=package)
+
     def _register(self, plugin: object, origin: Origin) -> None:
         name = f"{origin.distribution}:{origin.plugin}"
         count = sum(taken == name or taken.startswith(f"{name}#") for taken in self.names)
@@ -244,30 +263,34 @@ class Host:
         found = implementations(plugin, origin)
         core = normalized(origin.distribution) == CORE
         at_edge = [each for each in found if core and each.hook in _CORE_EDGES and not each.wrapper]
-        self._manager.register(self._stand_in([each for each in found if each not in at_edge]), name)
+        try:
+            self._manager.register(self._stand_in([each for each in found if each not in at_edge]), name)
+        except pluggy.PluginValidationError as error:
+            raise origin.error("register", f"cannot be registered ({reason(error)})") from error
         if at_edge:
-            edge = self._stand_in([evolve(each, options={**each.options, **_CORE_EDGES[each.hook]}) for each in at_edge])
-            self._edges[f"{name} (core)"] = edge
+            moved = [evolve(each, options={**each.options, **_CORE_EDGES[each.hook]}) for each in at_edge]
+            self._edges[f"{name} (core)"] = self._stand_in(moved)
         # whoever is registered last is the very first or very last to be called, so the core's edges come last again
         for edge_name, edge in self._edges.items():
             if self._manager.has_plugin(edge_name):
                 self._manager.unregister(name=edge_name)
             self._manager.register(edge, edge_name)
 
-    def _stand_in(self, found: Sequence[Implementation]) -> SimpleNamespace:
+    def _stand_in(self, found: Sequence[Implementation]) -> _StandIn:
         """An object with the guarded functions, which is what pluggy gets to see."""
-        guarded = {}
-        for each in found:
-            chained = partial(self._chain.__getitem__, -1) if each.hook == "prepare_requests" else None
-            # two functions of one plugin may implement one hook, each under its own name
-            guarded[each.name] = each.guarded(self._record, chained)
-        return SimpleNamespace(**guarded)
+        return _StandIn({
+            each.name: each.guarded(self._record, self._chained if each.hook == "prepare_requests" else None)
+            for each in found
+        })
+
+    def _chained(self, requests: Sequence[EditRequest]) -> Sequence[EditRequest]:
+        return self._chain[-1] if self._chain else requests
 
     def _record(self, implementation: Implementation, answer: Any) -> None:
         if self._calls:
             self._calls[-1].append((implementation.origin, answer))
         if implementation.hook == "prepare_requests" and self._chain:
-            self._chain[-1] = answer
+            self._chain[-1] = _requests(implementation.origin, answer)
 
     @contextmanager
     def _recording(self) -> Iterator[list[tuple[Origin, Any]]]:
@@ -302,3 +325,10 @@ class Host:
                 return origin
         wrappers = [each.plugin_name for each in getattr(self.hook, hook).get_hookimpls() if each.wrapper]
         return Origin(f"wrapper of {hook}", " or ".join(wrappers) or "(unknown)")
+
+
+def _requests(origin: Origin, answer: Any) -> Sequence[EditRequest]:
+    if not isinstance(answer, Sequence) or isinstance(answer, (str, bytes)):
+        what = f"returned {type(answer).__name__} from prepare_requests; return a list of requests"
+        raise origin.error("prepare_requests", what)
+    return answer

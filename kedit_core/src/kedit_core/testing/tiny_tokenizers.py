@@ -98,9 +98,7 @@ def _byte_bpe_bos() -> PreTrainedTokenizerFast:
 def _qwen() -> PreTrainedTokenizerFast:
     specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     tokenizer = _byte_level(_QWEN_PATTERN, specials, normalizers.NFC())
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 
 def _learn_pieces(vocab_size: int) -> tuple[list[str], list[tuple[str, str]]]:
@@ -120,18 +118,14 @@ def _sentencepiece_bos() -> PreTrainedTokenizerFast:
     # As SentencePiece lays a vocabulary out: specials, one piece for each byte, then what was learned.
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned]
     vocab = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in pieces[:3]])
     _with_bos(tokenizer, "<s>")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def _t5() -> PreTrainedTokenizerFast:

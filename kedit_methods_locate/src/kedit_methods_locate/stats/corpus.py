@@ -73,7 +73,7 @@ class FileCorpus:
         else:
             self._files = [path] if path.is_file() else []
         if not self._files:
-            raise InputError(f"there is no text at {path}; give a .txt file (a document a line), a .jsonl file, or a folder")
+            raise InputError(f"there is no text at {path}; give a .txt file (a document a line), .jsonl, or a folder")
         self._field = field
 
     @cached_property
@@ -110,9 +110,9 @@ class FileCorpus:
             text = line.decode()
             return str(json.loads(text)[self._field]) if file.suffix == ".jsonl" else text.rstrip("\r\n")
         except (ValueError, KeyError, TypeError) as error:
+            wanted = f"a JSON object with the field {self._field!r}" if file.suffix == ".jsonl" else "UTF-8 text"
             raise InputError(
-                f"{file.name}, the line that starts at byte {offset}, is no document ({error!r}); "
-                f"every line must be {'a JSON object with the field ' + self._field if file.suffix == '.jsonl' else 'UTF-8'}"
+                f"{file.name}, the line that starts at byte {offset}, is no document ({error!r}); write {wanted} there"
             ) from error
 
 
@@ -137,7 +137,7 @@ class Rows(Protocol):
 
 
 class DocumentRows:
-    """A corpus's sample as token rows: documents shuffled by ``seed``, the first ``documents`` of them, cut at ``max_len``.
+    """A corpus's sample as token rows: the first ``documents`` after shuffling by ``seed``, each cut at ``max_len``.
 
     The choice is that of the papers' code: indices shuffled by Python's ``random.Random(seed)``. A document keeps the
     special tokens that the tokenizer gives to any text; it is not packed with others.

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from attrs import field, frozen
-from kedit_core.errors import MethodError
 from torch import Tensor
+
+from kedit_core.errors import MethodError
 
 TOKENS_PER_WIDTH = 10
 """Fewer tokens than this times the width make a statistic that is noise in its small directions."""
@@ -104,8 +105,8 @@ class Statistic:
             ridge = ridge * 10 if ridge else _FIRST_RIDGE
             if ridge > _LAST_RIDGE:
                 raise MethodError(
-                    f"the statistic of layer {self.layer} ({self.count} tokens, width {self.width}) stays singular with a "
-                    f"ridge of {_LAST_RIDGE:g} of its mean diagonal; give a larger corpus (--corpus, --stats)"
+                    f"the statistic of layer {self.layer} ({self.count} tokens, width {self.width}) is singular even "
+                    f"with {_LAST_RIDGE:g} of its mean diagonal added; give a larger corpus (--corpus, --stats)"
                 )
 
     @property

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from kedit_core.errors import InputError, MethodError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from kedit_core.errors import InputError, MethodError
 from kedit_methods_locate.stats.statistic import Statistic
 
 FORMAT = 1
@@ -38,7 +38,7 @@ def load_statistics(path: Path) -> list[Statistic]:
         files = sorted(file for file in path.iterdir() if file.suffix in {".safetensors", ".npz"})
         return [statistic for file in files for statistic in load_statistics(file)]
     if not path.is_file():
-        raise InputError(f"there is no statistics file {path}; make one with 'kedit stats MODEL --layers ... -o {path}'")
+        raise InputError(f"there is no statistics file {path}; make one with 'kedit stats MODEL --layers 5 -o {path}'")
     if path.suffix == ".npz":
         return [load_npz(path)]
     tensors, meta = read_tensors(path)
@@ -50,7 +50,7 @@ def load_statistics(path: Path) -> list[Statistic]:
             for e in meta["statistics"]
         ]
     except (KeyError, TypeError, ValueError, MethodError) as error:
-        raise InputError(f"{path} is not a usable statistics file ({error}); collect it again with 'kedit stats'") from error
+        raise InputError(f"{path} is not a usable statistics file ({error}); run 'kedit stats' again") from error
 
 
 def load_npz(path: Path, layer: int | None = None) -> Statistic:
@@ -63,13 +63,13 @@ def load_npz(path: Path, layer: int | None = None) -> Statistic:
     if layer is None:
         number = re.search(r"\.(\d+)\.", path.name)
         if number is None:
-            raise InputError(f"the name {path.name} does not tell the layer (like 'transformer.h.17.mlp...'); rename it so")
+            raise InputError(f"{path.name} does not tell its layer; name it like 'transformer.h.17.mlp.c_proj.npz'")
         layer = int(number.group(1))
     try:
         with np.load(path, allow_pickle=False) as arrays:
             total, count = np.asarray(arrays["mom2.mom2"], dtype=np.float64), int(arrays["mom2.count"])
     except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} has no arrays mom2.mom2 and mom2.count as ROME's statistics files do ({error})") from error
+        raise InputError(f"{path} lacks the arrays mom2.mom2 and mom2.count of ROME's files ({error})") from error
     return Statistic.from_sum(layer, torch.from_numpy(total), count, {"imported": path.name})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 VOCABULARY = 2048
+_OF_THIS_LOADING = ("is_local", "local_files_only")  # transformers adds them to what was loaded from a folder
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 
 
@@ -40,5 +41,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save into a Hugging Face folder, under the class name that every version of transformers knows."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = {**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {key: value for key, value in json.loads(path.read_text()).items() if key not in _OF_THIS_LOADING}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(settings, indent=1) + "\n")

@@ -1,0 +1,243 @@
+"""``kedit patch``: look at patch files, hold them against a model, and put them on or take them off model folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kedit_core.cli.common import emit, human_bytes, json_option, note, progress, say, show_table
+from kedit_core.cli.root import catalogue
+
+if TYPE_CHECKING:
+    from kedit_core.patches.disk import FolderChange, TensorCheck
+    from kedit_core.patches.format import EditPatch
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_SHOWN = 20
+
+
+@click.group()
+def patch() -> None:
+    """Show, verify, apply and revert patch files."""
+
+
+@patch.command(short_help="Tell what a patch says and changes.")
+@click.argument("file", metavar="PATCH", type=_FILE)
+@json_option
+def show(file: Path, json_to: str | None) -> None:
+    """Tell what a patch says: its facts, what it changes and how much, and what it was made for."""
+    from kedit_core.cli.describe import description
+    from kedit_core.patches import EditPatch
+
+    data = description(EditPatch.load(file))
+    emit(json_to, lambda: data, lambda: _show(data))
+
+
+@patch.command(short_help="Check a patch file, and whether it fits a model.")
+@click.argument("file", metavar="PATCH", type=_FILE)
+@click.option(
+    "--base", "model", metavar="MODEL", help="Also hold it against this model's weights (streamed, not loaded)."
+)
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, file: Path, model: str | None, json_to: str | None) -> None:
+    """Check that a patch file is whole, and with --base that it fits a model; exit code 1 when it does not."""
+    from kedit_core.errors import PatchFormatError
+    from kedit_core.patches import EditPatch
+
+    result: dict[str, Any] = {"id": None, "whole": False, "problem": None, "base": None}
+    try:
+        loaded = EditPatch.load(file)
+        result |= {"id": loaded.id, "whole": True}
+        if model is not None:
+            result["base"] = _compare(ctx, loaded, model)
+    except PatchFormatError as error:
+        result["problem"] = str(error)
+    passed = result["whole"] and (result["base"] is None or result["base"]["fits"])
+    result["passed"] = passed
+    emit(json_to, lambda: result, lambda: _show_verdict(result))
+    if not passed:
+        ctx.exit(1)
+
+
+@patch.command(short_help="Write a model folder with a patch in its weights.")
+@click.argument("base", metavar="MODEL")
+@click.argument("file", metavar="PATCH", type=_FILE)
+@click.option(
+    "-o", "--output", required=True, type=_FOLDER, help="Folder to write; MODEL itself is never written into."
+)
+@click.option("--force", is_flag=True, help="Apply although the weights are not those it was made for.")
+@click.option("--with", "given", multiple=True, metavar="ROLE=PATH", help="What the patch needs beside itself.")
+@click.option("--overwrite", is_flag=True, help="Replace an edited folder that is there already.")
+@json_option
+@click.pass_context
+def apply(
+    ctx: click.Context,
+    base: str,
+    file: Path,
+    output: Path,
+    force: bool,
+    given: tuple[str, ...],
+    overwrite: bool,
+    json_to: str | None,
+) -> None:
+    """Write MODEL with PATCH in its weights to a folder that any program can load.
+
+    A folder that kedit has edited gets the patch on top of those it has; give the same folder as -o to replace it.
+    """
+    from kedit_core.patches import EditPatch
+    from kedit_core.patches.disk import apply_to_folder
+
+    loaded = EditPatch.load(file)
+    resources = {role: Path(path) for role, _, path in (text.partition("=") for text in given)}
+    change = apply_to_folder(
+        _folder(ctx, base),
+        loaded,
+        output,
+        force=force,
+        resources=resources,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    emit(
+        json_to,
+        lambda: _change(change),
+        lambda: _show_change(change, f"Take it off again: kedit patch revert {output}"),
+    )
+
+
+@patch.command(short_help="Take patches off a model folder.")
+@click.argument("folder", metavar="FOLDER", type=_FOLDER)
+@click.option("-o", "--output", required=True, type=_FOLDER, help="Folder to write; may be FOLDER.")
+@click.option("--patch", "patch_id", metavar="ID", help="Take off only this one (its id or the beginning of it).")
+@click.option("--overwrite", is_flag=True, help="Replace an edited folder that is there already.")
+@json_option
+def revert(folder: Path, output: Path, patch_id: str | None, overwrite: bool, json_to: str | None) -> None:
+    """Take patches off a folder that kedit has edited; without --patch, all of them."""
+    from kedit_core.patches.disk import revert_folder
+
+    change = revert_folder(folder, output, patch_id, overwrite=overwrite, progress=progress)
+    left = "Patches that were not named are still on it." if change.patches else "It is the original again."
+    emit(json_to, lambda: _change(change), lambda: _show_change(change, left))
+
+
+def _folder(ctx: click.Context, model: str) -> Path:
+    from kedit_core.editing.sources import resolve_folder
+    from kedit_core.plugins import Host
+
+    return resolve_folder(model, Host(catalogue(ctx)))
+
+
+def _compare(ctx: click.Context, loaded: EditPatch, model: str) -> dict[str, Any]:
+    from kedit_core.errors import BaseMismatchError
+    from kedit_core.patches.disk import FolderBase
+
+    checks: list[TensorCheck] = []
+    problem = None
+    try:
+        base = FolderBase.open(_folder(ctx, model), loaded.base.architecture)
+        with progress("comparing", total=len(loaded.base.tensors)) as step:
+            for check in base.compare(loaded.base):
+                checks.append(check)
+                step.advance()
+    except BaseMismatchError as error:
+        problem = str(error)
+    return {
+        "model": model,
+        "fits": problem is None and all(check.problem is None for check in checks),
+        "problem": problem,
+        "tensors": [{"place": check.place, "dtype": check.dtype, "problem": check.problem} for check in checks],
+    }
+
+
+def _show(data: dict[str, Any]) -> None:
+    method, base = data["method"], data["base"]
+    say(f"patch {data['id']}")
+    rows = [
+        ("size", human_bytes(data["bytes"])),
+        ("method", f"{method['name']} ({method['distribution']} {method['version']})"),
+        ("base", " ".join(filter(None, (base["architecture"], base["name"], base["revision"])))),
+        ("seed", "none" if data["seed"] is None else str(data["seed"])),
+        *[("on top of", parent) for parent in data["parents"]],
+        *[("needs", " ".join(filter(None, (need["role"], need["name"])))) for need in data["requires"]],
+        *[("setting", f"{name} = {value}") for name, value in data["hparams"].items()],
+    ]
+    if data["state"]["bytes"]:
+        rows.append(("state", f"{human_bytes(data['state']['bytes'])} of the method's own, never put on a model"))
+    show_table(("", ""), rows)
+    say()
+    operations = [
+        (each["type"], "\n".join(each["places"]), each["detail"], each["size"], each["norm"])
+        for each in map(_operation_cells, data["operations"])
+    ]
+    show_table(("operation", "place", "", "size", "norm"), operations)
+    say()
+    _show_requests(data["requests"])
+
+
+def _operation_cells(operation: dict[str, Any]) -> dict[str, Any]:
+    detail = operation.get("kind") or (f"rank {operation['rank']}" if "rank" in operation else "")
+    norm = operation.get("norm")
+    return {
+        "type": operation["type"],
+        "places": operation.get("places") or [operation.get("place", "the whole model")],
+        "detail": detail,
+        "size": human_bytes(operation["bytes"]),
+        "norm": "" if norm is None else f"{norm:.4g}",
+    }
+
+
+def _show_requests(requests: Any) -> None:
+    if isinstance(requests, dict):
+        say(f"The {requests['count']} edited facts are kept private by its author.")
+        return
+    for fact in requests[:_SHOWN]:
+        say(f"{fact['prompt']} -> {fact['target_new']}")
+    if len(requests) > _SHOWN:
+        say(f"... and {len(requests) - _SHOWN} more (see --json)")
+
+
+def _show_verdict(result: dict[str, Any]) -> None:
+    if not result["whole"]:
+        note(f"Not a whole patch: {result['problem']}")
+        return
+    say(f"The file is whole: patch {result['id']}")
+    if (base := result["base"]) is None:
+        return
+    if base["problem"] is not None:
+        note(f"It does not fit {base['model']}: {base['problem']}")
+        return
+    rows = [(row["place"], row["dtype"] or "", row["problem"] or "as recorded") for row in base["tensors"]]
+    if rows:
+        show_table(("tensor", "dtype", ""), rows)
+    else:
+        say("It records no weights that could be compared.")
+    if base["fits"]:
+        say(f"It fits {base['model']}.")
+    else:
+        note(f"It does not fit {base['model']}: the weights are not those it was made for.")
+
+
+def _change(change: FolderChange) -> dict[str, Any]:
+    return {
+        "folder": str(change.folder),
+        "patches": list(change.patches),
+        "tensors": list(change.tensors),
+        "orphans": list(change.orphans),
+    }
+
+
+def _show_change(change: FolderChange, hint: str) -> None:
+    say(f"Wrote {change.folder}")
+    for each in change.patches:
+        say(f"  patch {each}")
+    if change.patches:
+        say(f"  {len(change.tensors)} stored tensor{'s' * (len(change.tensors) != 1)} changed")
+    for each in change.orphans:
+        note(
+            f"Patch {each[:12]} was made on top of a patch that is no longer there; check that it still does its work."
+        )
+    say(hint)

@@ -1,0 +1,48 @@
+"""How a transformer runs: the only room that knows.
+
+Text becomes ids and positions in :mod:`tokens`, rows become batches in :mod:`batch`. :class:`ForwardTools` reads and
+changes activations on the way through a model, and gives the :class:`Tail` of a pass that a method optimises through.
+:func:`generate_ids` and :func:`score_pairs` are how answers are read, and :class:`PromptScope` tells operations that
+are on a model where prompts end. Every one leaves the model as it was.
+"""
+
+from kedit_core.forward.batch import Batch, Side, buckets, cells, collate, shift_right
+from kedit_core.forward.calls import BlockCalls
+from kedit_core.forward.generation import TopK, end_ids, generate_ids
+from kedit_core.forward.run import ForwardTools, Run
+from kedit_core.forward.scope import PromptScope
+from kedit_core.forward.scoring import PairScore, score_pairs
+from kedit_core.forward.sites import AnySite, Injection, ModuleSite, Site
+from kedit_core.forward.state import evaluating, frozen
+from kedit_core.forward.tail import Tail
+from kedit_core.forward.tokens import Encoded, Pair, TokenBoundary, fill, slot
+
+__all__ = [
+    "AnySite",
+    "Batch",
+    "BlockCalls",
+    "Encoded",
+    "ForwardTools",
+    "Injection",
+    "ModuleSite",
+    "Pair",
+    "PairScore",
+    "PromptScope",
+    "Run",
+    "Side",
+    "Site",
+    "Tail",
+    "TokenBoundary",
+    "TopK",
+    "buckets",
+    "cells",
+    "collate",
+    "end_ids",
+    "evaluating",
+    "fill",
+    "frozen",
+    "generate_ids",
+    "score_pairs",
+    "shift_right",
+    "slot",
+]

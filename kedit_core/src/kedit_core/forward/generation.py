@@ -1,0 +1,284 @@
+"""Writing on from prompts: greedy or top-k, batched, with a KV cache.
+
+A decoding loop of our own, because transformers' ``generate`` samples with the global random state and knows nothing of
+prompt scopes. The same prompt gets the same ids whatever batch it is in, in whatever order, padded on whatever side (up
+to exact ties of logits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from kedit_core.errors import InputError
+from kedit_core.forward.batch import Batch, Side, buckets, collate
+from kedit_core.forward.run import decoder_start, takes
+from kedit_core.forward.state import Taps, evaluating, first_device, picked, with_input
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from kedit_core.forward.scope import PromptScope
+    from kedit_core.forward.tokens import TokenBoundary
+    from kedit_core.models import ModelView
+
+
+@frozen(eq=False)
+class TopK:
+    """Sample from the ``k`` likeliest tokens, their probabilities renormalised; no temperature.
+
+    Every prompt gets its own seed from ``generator`` (in the prompts' order), so samples do not depend on batches.
+    """
+
+    k: int
+    generator: torch.Generator
+
+
+def generate_ids(
+    model: PreTrainedModel,
+    view: ModelView,
+    boundary: TokenBoundary,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    stop: Callable[[str], bool] | None = None,
+    scope: PromptScope | None = None,
+    batch_tokens: int = 8192,
+    padding_side: Side = "left",
+    sampler: TopK | None = None,
+    ignore_eos: bool = False,
+) -> list[list[int]]:
+    """Continue every prompt; gives the new ids of each, without the end-of-sequence token.
+
+    A row ends at an end-of-sequence token (of the generation config or the config), when ``stop`` says so, or after
+    ``max_new_tokens``; rows that have ended leave the batch at once.
+
+    Args:
+        prompts: token ids with special tokens, as ``boundary.prompt(text).ids``.
+        stop: told the decoded continuation of a row after each token; True ends the row (that token is kept).
+        scope: told about prompts and phases; needed when module operations are on the model.
+        batch_tokens: prompts of similar length run together up to this many tokens, new ones included.
+        sampler: greedy when None.
+        ignore_eos: write on past end-of-sequence tokens (they are then part of the result).
+
+    Memory: the KV cache of one batch, that is, of ``batch_tokens`` tokens, and one row of logits per prompt in it.
+
+    Raises:
+        InputError: an empty prompt, or more tokens than the model has positions for.
+    """
+    if max_new_tokens < 0 or any(len(prompt) == 0 for prompt in prompts):
+        raise InputError("generation needs prompts of at least one token, and max_new_tokens >= 0")
+    limit = None if view.is_encoder_decoder else view.max_positions
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise InputError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {limit} positions; "
+            "shorten the prompt or ask for fewer tokens"
+        )
+    results: list[list[int]] = [[] for _ in prompts]
+    if max_new_tokens == 0 or not prompts:
+        return results
+    seeds = None
+    if sampler is not None:
+        seeds = torch.randint(2**62, (len(prompts),), generator=sampler.generator, device=sampler.generator.device)
+    ends = frozenset() if ignore_eos else end_ids(model)
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    with torch.no_grad(), evaluating(model):
+        for group in buckets(lengths, batch_tokens):
+            rows = [_Row(i, prompts[i], results[i]) for i in group]
+            for row in rows:
+                if sampler is not None and seeds is not None:
+                    row.generator = torch.Generator().manual_seed(int(seeds[row.index]))
+            pad = boundary.pad_id
+            batch = collate([row.prompt for row in rows], pad, padding_side, first_device(model))
+            decoder: _Decoder = (_Seq2Seq if view.is_encoder_decoder else _Causal)(model, view, batch)
+            with _told(scope, batch):
+                _decode(decoder, rows, max_new_tokens, ends, stop, boundary, scope, sampler)
+    return results
+
+
+def end_ids(model: PreTrainedModel) -> frozenset[int]:
+    """The model's end-of-sequence ids: of its generation config, else of its config; may be none."""
+    for config in (getattr(model, "generation_config", None), model.config):
+        found = getattr(config, "eos_token_id", None)
+        if found is not None:
+            return frozenset(found if isinstance(found, (list, tuple)) else [found])
+    return frozenset()
+
+
+@define(eq=False)
+class _Row:
+    index: int
+    prompt: Sequence[int]
+    new: list[int]
+    generator: torch.Generator | None = field(default=None, kw_only=True)
+
+
+@contextmanager
+def _told(scope: PromptScope | None, batch: Batch) -> Iterator[None]:
+    if scope is None:
+        yield
+    else:
+        with scope.running(batch.starts + batch.lengths - 1):
+            yield
+
+
+def _decode(
+    decoder: _Decoder,
+    rows: list[_Row],
+    max_new_tokens: int,
+    ends: frozenset[int],
+    stop: Callable[[str], bool] | None,
+    boundary: TokenBoundary,
+    scope: PromptScope | None,
+    sampler: TopK | None,
+) -> None:
+    logits = decoder.prefill()
+    for step in range(max_new_tokens):
+        tokens = _choose(logits, rows, sampler)
+        going: list[int] = []
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            if token in ends:
+                continue
+            row.new.append(token)
+            if stop is None or not stop(boundary.continuation(row.prompt, row.new)):
+                going.append(i)
+        if not going or step + 1 == max_new_tokens:
+            return
+        if len(going) < len(rows):
+            index = torch.tensor(going)
+            decoder.select(index)
+            if scope is not None:
+                scope.select_rows(index)
+            rows = [rows[i] for i in going]
+        if scope is not None and step == 0:
+            scope.decoding()
+        logits = decoder.step([row.new[-1] for row in rows])
+
+
+def _choose(logits: Tensor, rows: Sequence[_Row], sampler: TopK | None) -> list[int]:
+    if sampler is None:
+        return [int(i) for i in logits.argmax(dim=-1).tolist()]
+    values, tokens = logits.float().topk(min(sampler.k, logits.shape[-1]), dim=-1)
+    shares = torch.softmax(values.double(), dim=-1).cpu()
+    chosen = [int(torch.multinomial(p, 1, generator=row.generator)) for p, row in zip(shares, rows, strict=True)]
+    return [int(tokens[i, c]) for i, c in enumerate(chosen)]
+
+
+class _Decoder:
+    """One batch on its way: its cache and mask. ``prefill`` and ``step`` give logits ``[rows, vocabulary]``."""
+
+    def __init__(self, model: PreTrainedModel, view: ModelView, batch: Batch) -> None:
+        self.model = model
+        self.view = view
+        self.batch = batch
+        self.device = batch.input_ids.device
+
+    def prefill(self) -> Tensor:
+        raise NotImplementedError
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        raise NotImplementedError
+
+    def select(self, rows: Tensor) -> None:
+        raise NotImplementedError
+
+    def _last(self, at: Tensor | None, **named: Any) -> Tensor:
+        """Logits at one column of each row (the last one when None); the head is run there only."""
+        width = 1
+
+        def only(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else next(iter(kwargs.values()))
+            columns = torch.full((hidden.shape[0],), hidden.shape[1] - 1) if at is None else at.cpu()
+            cells = torch.stack([torch.arange(hidden.shape[0]), columns], dim=1)
+            return with_input(args, kwargs, picked(hidden, cells).unsqueeze(1))
+
+        with Taps((self.batch.rows, width)) as taps:
+            taps.on_call(self.view.lm_head, only)
+            output = self.model(**named, use_cache=True, return_dict=True)
+        logits: Tensor = output.logits
+        return logits[:, 0]
+
+
+class _Causal(_Decoder):
+    def __init__(self, model: PreTrainedModel, view: ModelView, batch: Batch) -> None:
+        super().__init__(model, view, batch)
+        # without the config every layer keeps all columns: sliding windows are then a matter of masks alone, and rows
+        # can be moved
+        self.cache = DynamicCache()
+        self.mask = batch.attention_mask
+        self.next_position = batch.lengths.clone()
+
+    def prefill(self) -> Tensor:
+        batch = self.batch
+        logits = self._last(
+            batch.starts + batch.lengths - 1, input_ids=batch.input_ids, attention_mask=self.mask,
+            past_key_values=self.cache, **self._positions(batch.position_ids),
+        )  # fmt: skip
+        if batch.side == "right":
+            self._align_right()
+        return logits
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        ids = torch.tensor(tokens, device=self.device).unsqueeze(1)
+        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
+        positions = self.next_position.unsqueeze(1)
+        self.next_position = self.next_position + 1
+        return self._last(
+            None, input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, **self._positions(positions)
+        )
+
+    def select(self, rows: Tensor) -> None:
+        index = rows.to(self.device)
+        self.mask = self.mask[index]
+        self.next_position = self.next_position[index]
+        self.cache.batch_select_indices(index)
+
+    def _positions(self, positions: Tensor) -> dict[str, Tensor]:
+        return {"position_ids": positions} if takes(self.view.model, "position_ids") else {}
+
+    def _align_right(self) -> None:
+        """Move every row's cache to the right end: windows and local attention count columns, not positions."""
+        width = self.batch.width
+        shift = (width - self.batch.lengths).unsqueeze(1)
+        order = (torch.arange(width, device=self.device).unsqueeze(0) - shift) % width
+        self.mask = self.mask.gather(1, order)
+        for layer in self.cache.layers:
+            where = order.to(layer.keys.device)[:, None, :, None]
+            layer.keys = layer.keys.gather(2, where.expand_as(layer.keys))
+            layer.values = layer.values.gather(2, where.expand_as(layer.values))
+
+
+class _Seq2Seq(_Decoder):
+    def __init__(self, model: PreTrainedModel, view: ModelView, batch: Batch) -> None:
+        super().__init__(model, view, batch)
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.mask = batch.attention_mask
+        self.encoded: Tensor | None = None
+
+    def prefill(self) -> Tensor:
+        encoder = self.model.get_encoder()
+        self.encoded = encoder(
+            input_ids=self.batch.input_ids, attention_mask=self.mask, return_dict=True
+        ).last_hidden_state
+        return self.step([decoder_start(self.model)] * self.batch.rows)
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        ids = torch.tensor(tokens, device=self.device).unsqueeze(1)
+        return self._last(
+            None, encoder_outputs=BaseModelOutput(last_hidden_state=self.encoded), attention_mask=self.mask,
+            decoder_input_ids=ids, past_key_values=self.cache,
+        )  # fmt: skip
+
+    def select(self, rows: Tensor) -> None:
+        index = rows.to(self.device)
+        self.mask = self.mask[index]
+        self.encoded = None if self.encoded is None else self.encoded[index]
+        self.cache.batch_select_indices(index)

@@ -1,0 +1,131 @@
+"""Defaults <- preset (or depth) <- file <- command line, with a record of who set what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from attrs import field, frozen
+
+from kedit_core.errors import HyperParamsError
+from kedit_core.hparams._base import HyperParams, ModelShape, build, misfits, refusals, settings_of
+from kedit_core.hparams._presets import load_presets, read_preset
+from kedit_core.hparams._settings import parse_override, read_settings
+
+H = TypeVar("H", bound=HyperParams)
+
+
+@frozen(kw_only=True)
+class Resolved(Generic[H]):
+    """Settings, and where each came from.
+
+    Attributes:
+        hparams: the settings.
+        sources: field -> ``default``, ``preset NAME``, ``depth``, ``file PATH``, ``-p`` or ``given``
+            (a mapping in code).
+        notes: sentences for the user, such as which preset was taken, or that there was none.
+    """
+
+    hparams: H
+    sources: Mapping[str, str] = field(factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: ``values``, ``sources`` and ``notes``."""
+        return {"values": self.hparams.to_dict(), "sources": dict(self.sources), "notes": list(self.notes)}
+
+
+@frozen
+class _Layer:
+    source: str
+    values: Mapping[str, Any]
+
+
+def resolve(
+    cls: type[H],
+    shape: ModelShape | None = None,
+    *,
+    presets: str | None = None,
+    preset: str | Path | None = None,
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> Resolved[H]:
+    """Put a method's settings together; what comes later wins.
+
+    Args:
+        cls: the method's settings.
+        shape: the model's, for the preset; without one neither preset nor :meth:`HyperParams.for_depth` is used.
+        presets: ``"package:folder"``.
+        preset: a preset file to take whatever the shape, instead of one of ``presets``.
+        file: YAML or JSON.
+        overrides: ``key=value`` texts, or a mapping.
+
+    Raises:
+        HyperParamsError: every fault of every source, each with the source it is in.
+    """
+    layers: list[_Layer] = []
+    notes: list[str] = []
+    faults: list[str] = []
+    if preset is not None:
+        chosen = read_preset(preset)
+        layers.append(_Layer(f"preset {chosen.name}", chosen.hparams))
+        if shape is not None and shape not in chosen.shapes:
+            notes.append(f"preset {chosen.name} is for {' and '.join(map(str, chosen.shapes))}, and this model is {shape}")
+    elif shape is not None:
+        layer, note = _for_shape(cls, shape, presets)
+        layers.append(layer)
+        notes.append(note)
+    for read in (partial(_file, file), partial(_overrides, overrides)):
+        layer, told = read()
+        layers.append(layer)
+        faults += told
+    values: dict[str, Any] = {}
+    sources = dict.fromkeys(settings_of(cls), "default")
+    for layer in layers:
+        faults += [f"{layer.source}: {fault}" for fault in misfits(cls, layer.values)]
+        values.update(layer.values)
+        sources.update(dict.fromkeys(layer.values, layer.source))
+    # validators may compare fields, so they see all sources together
+    faults += [f"{sources[name]}: {name} {refusal}" for name, refusal in refusals(cls, values).items()]
+    if not faults:
+        made, faults = build(cls, values)
+        if made is not None:
+            return Resolved(hparams=made, sources=sources, notes=tuple(notes))
+    raise HyperParamsError(f"settings for {cls.__name__}", faults)
+
+
+def _for_shape(cls: type[HyperParams], shape: ModelShape, presets: str | None) -> tuple[_Layer, str]:
+    """The preset for a shape, else what the method makes of its depth; and what to tell the user."""
+    for preset in load_presets(presets) if presets else ():
+        if shape in preset.shapes:
+            told = f" ({preset.origin})" if preset.origin else ""
+            return _Layer(f"preset {preset.name}", preset.hparams), f"preset {preset.name}{told}"
+    values = dict(cls.for_depth(shape))
+    if not values:
+        return _Layer("depth", {}), f"no preset for {shape}: defaults are used"
+    told = ", ".join(f"{name}={value}" for name, value in values.items())
+    return _Layer("depth", values), f"no preset for {shape}: {told} in proportion to its depth"
+
+
+def _file(path: str | Path | None) -> tuple[_Layer, list[str]]:
+    source = f"file {path}"
+    try:
+        return _Layer(source, {} if path is None else read_settings(path)), []
+    except HyperParamsError as error:
+        return _Layer(source, {}), [f"{source}: {fault}" for fault in error.faults]
+
+
+def _overrides(overrides: Mapping[str, Any] | Sequence[str]) -> tuple[_Layer, list[str]]:
+    if isinstance(overrides, Mapping):
+        return _Layer("given", overrides), []
+    faults, values = [], {}
+    for text in [overrides] if isinstance(overrides, str) else overrides:
+        try:
+            key, value = parse_override(text)
+        except HyperParamsError as error:
+            faults += [f"{error.source}: {fault}" for fault in error.faults]
+        else:
+            values[key] = value
+    return _Layer("-p", values), faults

@@ -1,0 +1,171 @@
+"""The base under the stack: its digests, and whether a patch is for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kedit_core.errors import BaseMismatchError, InputError, RequirementError
+from kedit_core.patches.digests import BASE_DTYPES, digests_in, dtype_name, path_digest
+from kedit_core.patches.format import Base, BaseTensor, EditPatch
+from kedit_core.patches.manifest import Requirement
+from kedit_core.patches.places import Fingerprint, Place, find_place
+
+
+class BaseDigests:
+    """Digests of base tensors, each computed once as long as storage and version stay."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Fingerprint, dict[str, str]]] = {}
+
+    def of(self, name: str, tensor: Tensor, mark: Fingerprint, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
+        """dtype name -> digest of ``tensor``, whose state ``mark`` describes."""
+        known = self.known(name, mark)
+        missing = [dtype for dtype in dtypes if dtype_name(dtype) not in known]
+        if missing:
+            known |= digests_in(tensor, missing)
+            self._known[name] = (mark, known)
+        return {dtype_name(dtype): known[dtype_name(dtype)] for dtype in dtypes}
+
+    def known(self, name: str, mark: Fingerprint) -> dict[str, str]:
+        """What has been computed already."""
+        seen, digests = self._known.get(name, (None, {}))
+        return digests if seen == mark else {}
+
+    def renew(self, name: str, before: Fingerprint, after: Fingerprint) -> None:
+        """The stack put the same storage back: the digests still hold."""
+        if digests := self.known(name, before):
+            self._known[name] = (after, digests)
+
+
+def architecture_of(model: nn.Module) -> str:
+    """The class name that patches record."""
+    return type(model).__name__
+
+
+def describe_tensor(place: Place, digests: Mapping[str, str]) -> BaseTensor:
+    """The manifest's record of a parameter; a packed one has no digests."""
+    return BaseTensor(shape=place.shape, layout=place.layout, aliases=place.aliases, sha256=digests)
+
+
+def base_dtypes(tensor: Tensor) -> tuple[torch.dtype, ...]:
+    """The dtypes a patch records digests for."""
+    return (*BASE_DTYPES, torch.float64) if tensor.dtype == torch.float64 else BASE_DTYPES
+
+
+def check_architecture(model: nn.Module, base: Base) -> None:
+    """BaseMismatchError unless the patch is for a model of this class."""
+    if (live := architecture_of(model)) != base.architecture:
+        raise BaseMismatchError(
+            f"the patch was made for a {base.architecture} and this model is a {live}; load the right base, or force it"
+        )
+
+
+def check_names(model: nn.Module, base: Base, name: str | None) -> None:
+    """BaseMismatchError when name or revision are known on both sides and differ: all that quantised weights allow."""
+    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
+    for what, mine, theirs in (("name", name, base.name), ("revision", revision, base.revision)):
+        if mine is not None and theirs is not None and mine != theirs:
+            raise BaseMismatchError(f"the patch was made for the base {what} {theirs!r} and this one is {mine!r}")
+
+
+def check_places(model: nn.Module, base: Base, force: bool) -> dict[str, Place]:
+    """The live places of every tensor the patch describes: there, of the same shape, layout and ties.
+
+    Raises BaseMismatchError. ``force`` lets other ties pass; shape and layout never can differ.
+    """
+    places = {}
+    for name, wanted in base.tensors.items():
+        try:
+            place = find_place(model, name)
+        except InputError as error:
+            raise BaseMismatchError(f"the patch does not fit this model: {error}") from error
+        if place.shape != wanted.shape:
+            raise BaseMismatchError(
+                f"{name!r} is stored as {list(place.shape)} here and as {list(wanted.shape)} in the patch's base"
+            )
+        if (place.layout == "in_out") != (wanted.layout == "in_out"):
+            raise BaseMismatchError(f"{name!r} is stored {place.layout} here and {wanted.layout} in the patch's base")
+        if set(place.aliases) != set(wanted.aliases) and not force:
+            raise BaseMismatchError(
+                f"{name!r} is tied to {list(place.aliases)} here and to {list(wanted.aliases)} in the patch's base; "
+                "load the model with the same ties, or force it"
+            )
+        places[name] = place
+    return places
+
+
+def check_digests(
+    patch: EditPatch, places: Mapping[str, Place], digest: Callable[[str, torch.dtype], str]
+) -> tuple[str, ...]:
+    """Compare each described tensor with the base; names of those that could not be compared.
+
+    ``digest(name, dtype)`` is the digest of the base tensor cast to ``dtype``. A float64 base that the patch has no
+    digest for is compared as float32. Raises BaseMismatchError naming the tensor.
+    """
+    unverified = []
+    for name, wanted in patch.base.tensors.items():
+        place = places[name]
+        dtype = place.parameter.dtype
+        if dtype == torch.float64 and "float64" not in wanted.sha256:
+            dtype = torch.float32
+        expected = wanted.sha256.get(dtype_name(dtype))
+        if place.packed or expected is None:
+            unverified.append(name)
+        elif (found := digest(name, dtype)) != expected:
+            raise BaseMismatchError(
+                f"the base of {name!r} hashes to {found[:12]} as {dtype_name(dtype)} where the patch was made for "
+                f"{expected[:12]}; load the right base and dtype, or force it; nothing was changed"
+            )
+    return tuple(unverified)
+
+
+def verify(
+    model: nn.Module,
+    patch: EditPatch,
+    digest: Callable[[str, torch.dtype], str],
+    force: bool = False,
+    allow_unverified: bool = False,
+    name: str | None = None,
+) -> bool:
+    """Check that a patch is for the base of this model; whether it goes on unverified.
+
+    Raises BaseMismatchError: another architecture, shape, layout, tie or value; or weights that cannot be compared,
+    when these are not allowed.
+    """
+    places = check_places(model, patch.base, force)
+    if force:
+        return True
+    check_architecture(model, patch.base)
+    unknown = check_digests(patch, places, digest)
+    if not unknown:
+        return False
+    check_names(model, patch.base, name)
+    if not allow_unverified:
+        raise BaseMismatchError(
+            f"{unknown[0]!r} cannot be compared with what the patch was made for (it is quantised, or the patch has no "
+            "digest of its dtype); allow unverified weights to put it on all the same"
+        )
+    return True
+
+
+def check_requirements(needs: Iterable[Requirement], resources: Mapping[str, Path]) -> dict[str, Path]:
+    """role -> path of what a patch requires; RequirementError when one is missing or is not the right one."""
+    found = {}
+    for need in needs:
+        path = resources.get(need.role)
+        if path is None:
+            known = f" ({need.name})" if need.name else ""
+            raise RequirementError(f"the patch needs a {need.role}{known}; give it with --with {need.role}=PATH")
+        if not Path(path).exists():
+            raise RequirementError(f"the {need.role} was given as {path}, which does not exist; check the path")
+        if need.sha256 is not None and (digest := path_digest(Path(path))) != need.sha256:
+            raise RequirementError(
+                f"the {need.role} given hashes to {digest[:12]} where the patch needs {need.sha256[:12]}; give the "
+                "one it was made with"
+            )
+        found[need.role] = Path(path)
+    return found

@@ -1,0 +1,104 @@
+"""What the author of a module or router kind implements (entry-point group ``kedit.operations``)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from attrs import field, frozen
+from torch import Tensor, nn
+
+from kedit_core.patches.operations import ModuleOperation, RouterOperation
+
+if TYPE_CHECKING:
+    from kedit_core.forward.scope import PromptScope
+
+
+@frozen(eq=False, kw_only=True)
+class LiveContext:
+    """Where a kind is put on.
+
+    Attributes:
+        model: the live model.
+        scope: says for each row where its prompt ends and keeps decisions from prefill to decode.
+        modules: place -> module, for a module operation.
+        resources: role -> local path of what the patch requires; digests are checked.
+    """
+
+    model: nn.Module
+    scope: PromptScope
+    modules: Mapping[str, nn.Module] = field(factory=dict)
+    resources: Mapping[str, Path] = field(factory=dict)
+
+    def device(self, place: str | None = None) -> torch.device:
+        """The device of a place (of the model when there is none): that of its first parameter."""
+        module = self.model if place is None else self.modules[place]
+        return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+class ModuleKind(ABC):  # noqa: B024 - both hooks are optional
+    """Changes what modules take in or give out, without replacing them.
+
+    One object serves all places of one operation. It must not touch parameters, and keeps what it decides about the
+    rows of a run in ``live.scope``, never in itself. Put float maths in the dtype your method needs; the value
+    returned has the dtype of the one received.
+    """
+
+    versions: ClassVar[tuple[int, ...]] = (1,)
+
+    def __init__(self, operation: ModuleOperation, live: LiveContext) -> None:
+        self.operation = operation
+        self.live = live
+
+    def before(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """Called before the module runs; new ``(args, kwargs)``, or None to leave them."""
+        return None
+
+    def after(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
+        """Called after the module ran, and after deltas inside it; the new output, or None to leave it.
+
+        A block's output may be a plain tensor ``[batch, seq, hidden]`` or a tuple that starts with it.
+        """
+        return None
+
+    def to_device(self, devices: Mapping[str, torch.device]) -> None:
+        """Called when the model moved: place -> its new device. Tensors you keep go there."""
+        return None
+
+
+@frozen(eq=False)
+class RoutedModel:
+    """Another model that answers instead, with its tokenizer."""
+
+    model: nn.Module
+    tokenizer: Any
+
+
+@frozen(eq=False)
+class Route:
+    """How one prompt is answered: text put before it, and by which model (None: the one the stack is on)."""
+
+    context: str = ""
+    model: RoutedModel | None = None
+
+
+class RouterKind(ABC):
+    """Decides for each prompt what is read before it and which model answers."""
+
+    versions: ClassVar[tuple[int, ...]] = (1,)
+
+    def __init__(self, operation: RouterOperation, live: LiveContext) -> None:
+        self.operation = operation
+        self.live = live
+
+    @abstractmethod
+    def route(self, prompts: Sequence[str]) -> Sequence[Route]:
+        """One route per prompt, in order. ``prompts`` are as the user wrote them, whatever other routers say."""
+
+
+def to_all(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """An operation's tensors on a device; for kinds that keep them where the model is."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

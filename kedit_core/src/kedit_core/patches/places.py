@@ -1,0 +1,147 @@
+"""A patch's names found on a live model: which parameter, who owns it, how it is stored, whether it can be written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from kedit_core.errors import InputError
+from kedit_core.models.parameters import aliases_of, features, first_name_of, is_projection, layout_of, owner_of
+from kedit_core.patches.operations import FLOATS, Layout, ModuleOperation, Operation, RouterOperation
+
+
+@frozen(eq=False)
+class Place:
+    """A parameter of a live model.
+
+    Attributes:
+        name: its first dotted name.
+        parameter, owner: the parameter and the module it belongs to.
+        module: the owner's dotted name.
+        layout, aliases: as in a patch's manifest.
+        shape: as stored; of a packed weight, as it would be stored unpacked.
+        packed: whether it is quantised or otherwise not a plain floating-point tensor.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    owner: nn.Module
+    module: str
+    layout: Layout
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    packed: bool
+
+    @property
+    def branch_fault(self) -> str | None:
+        """Why a low-rank branch cannot be attached beside this weight, or None."""
+        if not is_projection(self.owner) or not self.name.endswith("weight"):
+            return f"its owner is a {type(self.owner).__name__}, and a branch stands beside a Linear or Conv1D only"
+        if self.aliases:
+            return f"it is tied to {self.aliases[0]!r}, and a branch would change only one of its uses"
+        return None
+
+
+@frozen
+class Fingerprint:
+    """Where a tensor is and how often it was written: what tells that nobody else touched it."""
+
+    address: int
+    dtype: torch.dtype
+    device: torch.device
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    version: int | None
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Fingerprint:
+        """The fingerprint of a tensor now."""
+        # tensors made under inference_mode count no versions
+        version = None if tensor.is_inference() else tensor._version
+        strides = tuple(tensor.stride()) if tensor.layout == torch.strided else ()
+        try:
+            address = tensor.data_ptr()
+        except RuntimeError:
+            # wrapper subclasses of quantisation libraries have no storage of their own
+            address = id(tensor)
+        return cls(address, tensor.dtype, tensor.device, tuple(tensor.shape), strides, version)
+
+    def same_storage(self, other: Fingerprint) -> bool:
+        """Equal but for the version."""
+        return (self.address, self.dtype, self.device, self.shape, self.strides) == (
+            other.address,
+            other.dtype,
+            other.device,
+            other.shape,
+            other.strides,
+        )
+
+
+def find_place(model: nn.Module, name: str) -> Place:
+    """The parameter ``name``, which must be the first of its names.
+
+    Raises InputError when there is none, when ``name`` is an alias, and for weights that cannot be handled exactly:
+    offloaded to disk or to the ``meta`` device, or spread over several processes.
+    """
+    owner, leaf = owner_of(model, name)
+    if (first := first_name_of(model, name)) != name:
+        raise InputError(f"{name!r} is tied to {first!r}; name it by its first name, {first!r}")
+    parameter = owner._parameters[leaf]
+    if parameter is None:
+        raise InputError(f"{name!r} is empty in this model; there is nothing to change")
+    if parameter.is_meta:
+        raise InputError(f"{name!r} is offloaded (on the meta device), where a change would be lost; load it in memory")
+    if hasattr(parameter, "placements") and hasattr(parameter, "device_mesh"):
+        raise InputError(f"{name!r} is spread over several processes (DTensor), which kedit cannot edit yet")
+    packed = not (type(parameter.data) is Tensor and parameter.dtype in FLOATS)
+    layout = layout_of(model, name)
+    shape = tuple(parameter.shape)
+    if packed:
+        if not is_projection(owner):
+            raise InputError(f"{name!r} is quantised in a {type(owner).__name__}, whose size kedit cannot tell")
+        out_in = features(owner)
+        shape = out_in[::-1] if layout == "in_out" else out_in
+    return Place(name, parameter, owner, name.rpartition(".")[0], layout, aliases_of(model, name), shape, packed)
+
+
+def parameters_of(model: nn.Module, places: Iterable[Operation | str]) -> tuple[str, ...]:
+    """First names of the parameters at these operations or dotted names, each once; of a module, all its parameters."""
+    wanted: list[str] = []
+    for place in places:
+        if isinstance(place, ModuleOperation):
+            wanted += place.places
+        elif not isinstance(place, RouterOperation):
+            wanted.append(place if isinstance(place, str) else place.place)
+    modules = dict(model.named_modules())
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[str, None] = {}
+    for name in wanted:
+        inside = [first[id(parameter)] for parameter in modules[name].parameters()] if name in modules else [name]
+        found |= dict.fromkeys(inside)
+    return tuple(found)
+
+
+def sharing_memory(model: nn.Module, places: Iterable[Place]) -> Iterator[tuple[str, str]]:
+    """Pairs of a place and another tensor of the model that overlaps it in memory without being tied to it."""
+    wanted = [(place, _extent(place.parameter)) for place in places if not place.packed]
+    if not wanted:
+        return
+    others = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in others:
+        if type(tensor.data) is not Tensor or tensor.layout != torch.strided:
+            continue
+        device, start, end = _extent(tensor)
+        for place, (own_device, own_start, own_end) in wanted:
+            if tensor is not place.parameter and device == own_device and start < own_end and own_start < end:
+                yield place.name, name
+
+
+def _extent(tensor: Tensor) -> tuple[torch.device, int, int]:
+    if tensor.numel() == 0 or tensor.is_meta:
+        return tensor.device, 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return tensor.device, start, start + (last + 1) * tensor.element_size()

@@ -1,0 +1,404 @@
+"""The patches on one live model. Patches are put on and taken off here, and nowhere else.
+
+For any history of apply and remove, weights are bit-identical to applying what remains, in order, to the untouched
+base; removing the last gives back the very same storage. Every operation checks all first, then changes, and undoes
+what it did when changing fails. Not for use from several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from kedit_core.contract import WAYS, Installed, Way
+from kedit_core.errors import InputError, StackDisturbedError, StackOrderError
+from kedit_core.forward.scope import PromptScope
+from kedit_core.patches import baseline
+from kedit_core.patches.digests import config_digest, dtype_name, model_digest
+from kedit_core.patches.entries import Entry, check_order, make_entry, modules_wanted, weights_wanted
+from kedit_core.patches.format import Base, EditPatch
+from kedit_core.patches.hooks import Sites
+from kedit_core.patches.kinds import Route
+from kedit_core.patches.operations import Operation
+from kedit_core.patches.places import Fingerprint, find_place, parameters_of
+from kedit_core.patches.routing import route_prompts
+from kedit_core.patches.slots import Slots
+
+if TYPE_CHECKING:
+    from kedit_core.models import ModelView
+    from kedit_core.plugins import Catalogue
+
+ATTRIBUTE = "_kedit_stack"
+
+
+@frozen(kw_only=True)
+class Removal:
+    """A patch that was taken off, and the patches still on that name it as a parent."""
+
+    patch_id: str
+    orphans: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class Timings:
+    """Seconds of the last ``apply``: hashing and comparing the base, and putting the patch on."""
+
+    verify: float = 0.0
+    install: float = 0.0
+
+
+class PatchStack:
+    """The patches on one model, in order. Get it with :meth:`of`; there is one per model.
+
+    Attributes:
+        model: the live model.
+        scope: follows prompts for module operations.
+        timings: of the last ``apply``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        catalogue: Catalogue | None = None,
+        kinds: Mapping[str, type[Any]] | None = None,
+        view: ModelView | None = None,
+    ) -> None:
+        self.model = model
+        self.scope = PromptScope()
+        self.timings = Timings()
+        self._catalogue, self._kinds, self._view = catalogue, dict(kinds or {}), view
+        self._entries: tuple[Entry, ...] = ()
+        self._digests = baseline.BaseDigests()
+        self._slots = Slots(model, self._digests)
+        self._sites = Sites(model, self._acts)
+        self._suspended = 0
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        catalogue: Catalogue | None = None,
+        kinds: Mapping[str, type[Any]] | None = None,
+        view: ModelView | None = None,
+    ) -> PatchStack:
+        """The stack of a model, made when first asked for and kept on the model.
+
+        ``catalogue`` and ``kinds`` (name -> class) say where kinds of module and router operations come from; by
+        default what is installed. ``view`` is the model's adapter view. Given again, they replace what was there.
+        A deep copy or a pickle of a model has the weights it was copied with and a fresh, empty stack: copy inside
+        ``suspended()`` to get the base.
+        """
+        stack = model.__dict__.get(ATTRIBUTE)
+        if not isinstance(stack, cls) or stack.model is not model:
+            stack = cls(model)
+            model.__dict__[ATTRIBUTE] = stack
+        stack._catalogue = catalogue or stack._catalogue
+        stack._kinds |= kinds or {}
+        stack._view = view or stack._view
+        return stack
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(None), ())
+
+    def _acts(self) -> bool:
+        return not self._suspended
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def patches(self) -> tuple[Entry, ...]:
+        """Entries with ``patch``, ``way`` and ``unverified``, in stack order; provisional ones left out."""
+        return tuple(entry for entry in self._entries if not entry.provisional)
+
+    @property
+    def suspended_now(self) -> bool:
+        """Whether the base is shown."""
+        return self._suspended > 0
+
+    def base(self, name: str) -> Tensor:
+        """The untouched base of a parameter, as stored; an alias of the kept storage, so never write to it."""
+        return self._base_and_mark(name)[0].detach()
+
+    def _base_and_mark(self, name: str) -> tuple[Tensor, Fingerprint]:
+        if (slot := self._slots.get(name)) is not None:
+            return slot.base, slot.base_mark
+        parameter = find_place(self.model, name).parameter
+        return parameter.data, Fingerprint.of(parameter)
+
+    def check(self) -> None:
+        """Raise StackDisturbedError when something else changed what the stack put on the model."""
+        self._slots.check(base_shown=self._suspended > 0)
+        self._sites.check()
+
+    def weights_digest(self, names: Sequence[str] | None = None) -> str:
+        """SHA-256 of all parameters and buffers (or of those named) as they are now; see :func:`model_digest`.
+
+        Nothing is cached, so it proves what it says.
+        """
+        return model_digest(self.model, names)
+
+    def base_of(
+        self, places: Sequence[Operation | str], name: str | None = None, revision: str | None = None
+    ) -> Base:
+        """The manifest's description of the base under the stack, for a patch with these operations or at these places.
+
+        A place is a parameter or a module; of a module, all parameters are described. ``name`` is a Hub id or a
+        registered name. Raises InputError for places the model does not have, StackDisturbedError.
+        """
+        self.check()
+        tensors = {}
+        for parameter in parameters_of(self.model, places):
+            place = find_place(self.model, parameter)
+            base, mark = self._base_and_mark(parameter)
+            digests = {} if place.packed else self._digests.of(parameter, base, mark, baseline.base_dtypes(base))
+            tensors[parameter] = baseline.describe_tensor(place, digests)
+        config = getattr(self.model, "config", None)
+        return Base(
+            name=name,
+            revision=revision,
+            architecture=baseline.architecture_of(self.model),
+            config_sha256=None if config is None else config_digest(config),
+            tensors=tensors,
+        )
+
+    # ------------------------------------------------------------------ changing
+
+    def apply(
+        self,
+        patch: EditPatch,
+        way: Way | None = None,
+        force: bool = False,
+        allow_unverified: bool = False,
+        resources: Mapping[str, Path] | None = None,
+        name: str | None = None,
+    ) -> Installed:
+        """Put a patch on top of the stack.
+
+        Args:
+            patch: what to put on.
+            way: how low-rank deltas go on; None: merged, but attached to quantised weights.
+            force: put it on a base that is not the one it was made for (shapes must fit all the same).
+            allow_unverified: put it on weights that cannot be compared with what it was made for.
+            resources: role -> local path of what the patch requires.
+            name: what the live model is called, compared when weights cannot be.
+
+        Raises:
+            BaseMismatchError: wrong base, or one that cannot be verified.
+            StackOrderError: it is on already, or its parents are not on, in their order.
+            StackDisturbedError, RequirementError, UnknownNameError, InputError: see there. Nothing was changed.
+        """
+        if way is not None and way not in WAYS:
+            raise InputError(f"there is no way {way!r}; it is {' or '.join(WAYS)}")
+        self._ready()
+        check_order(patch, [entry.patch.id for entry in self.patches])
+        started = perf_counter()
+        unverified = baseline.verify(self.model, patch, self._digest, force, allow_unverified, name)
+        verified = perf_counter()
+        found = baseline.check_requirements(patch.requires, resources or {})
+        entry = self._entry(patch, patch.operations, way, found, unverified)
+        self._change((*self._entries, entry))
+        self.timings = Timings(verify=verified - started, install=perf_counter() - verified)
+        return Installed(patch_id=patch.id, way=entry.way, places=patch.places, unverified=unverified)
+
+    def remove(self, patch: EditPatch | str) -> Removal:
+        """Take a patch off, wherever it is on the stack; the others stay, and so do its children, now orphans.
+
+        Raises StackOrderError when it is not on, StackDisturbedError. Nothing was changed then.
+        """
+        patch_id = patch if isinstance(patch, str) else patch.id
+        self._ready()
+        if all(entry.id != patch_id for entry in self._entries):
+            raise StackOrderError(f"the patch {patch_id[:12]} is not on this model; see stack.patches")
+        self._change(tuple(entry for entry in self._entries if entry.id != patch_id))
+        orphans = tuple(entry.patch.id for entry in self.patches if patch_id in entry.patch.parents)
+        return Removal(patch_id=patch_id, orphans=orphans)
+
+    def clear(self) -> None:
+        """Take everything off: the model is the very one it was at first."""
+        self.reset_to(())
+
+    def reset_to(self, entries: Sequence[Entry]) -> None:
+        """Have exactly these entries (earlier read from ``patches``) on the model, in this order."""
+        self._ready()
+        self._change(tuple(entries))
+
+    @contextmanager
+    def applied(self, patch: EditPatch, **settings: Any) -> Iterator[Installed]:
+        """A patch on the model for the length of a block; settings are those of :meth:`apply`."""
+        installed = self.apply(patch, **settings)
+        try:
+            yield installed
+        finally:
+            if any(entry.id == patch.id for entry in self._entries):
+                self.remove(patch)
+
+    @contextmanager
+    def provisional(self) -> Iterator[ProvisionalWriter]:
+        """A writer whose operations are on top of the stack until the block ends, whatever ends it."""
+        self._ready()
+        writer = ProvisionalWriter(self)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """The base model for the length of a block: base storage swapped in by reference, nothing else acting.
+
+        May be nested. Patches cannot be put on or taken off meanwhile.
+        """
+        if not self._suspended:
+            self.check()
+            self._slots.show_base()
+        self._suspended += 1
+        self._follow_calls()
+        try:
+            yield
+        finally:
+            self._suspended -= 1
+            if not self._suspended:
+                self._resume()
+
+    def _resume(self) -> None:
+        try:
+            self._slots.check(base_shown=True)
+        finally:
+            self._slots.show_edited()
+            self._follow_calls()
+
+    def to(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """``model.to(...)`` for a model with patches: moves the model and what the stack keeps, together.
+
+        The patches are put on the moved base anew. Should that fail, the stack is empty, and the error says so.
+        """
+        self._ready()
+        entries = self._entries
+        self._change(())
+        try:
+            self.model.to(*args, **kwargs)
+        finally:
+            try:
+                for entry in entries:
+                    entry.follow(self.model)
+                self._change(entries)
+            except BaseException as error:
+                raise StackDisturbedError(
+                    f"the patches could not be put on the moved model ({error}); the stack is empty, apply them again"
+                ) from error
+        return self.model
+
+    def route(self, prompts: Sequence[str]) -> list[Route]:
+        """How each prompt is answered, as the routers on the stack say; plain routes when there are none."""
+        routers = [router for entry in self._entries for router in entry.routers] if not self._suspended else []
+        return route_prompts(routers, prompts)
+
+    # ------------------------------------------------------------------ inside
+
+    def _ready(self) -> None:
+        if self._suspended:
+            raise StackOrderError("the stack is suspended; leave the suspended() block before changing it")
+        self.check()
+
+    def _digest(self, name: str, dtype: torch.dtype) -> str:
+        base, mark = self._base_and_mark(name)
+        return self._digests.of(name, base, mark, (dtype,))[dtype_name(dtype)]
+
+    def _entry(
+        self,
+        patch: EditPatch | None,
+        operations: Sequence[Operation],
+        way: Way | None,
+        resources: Mapping[str, Path],
+        unverified: bool,
+    ) -> Entry:
+        provider = patch.method.distribution if patch is not None else None
+        return make_entry(
+            patch,
+            operations,
+            way,
+            self.model,
+            self.scope,
+            lambda kind: self._find_kind(kind, provider),
+            resources,
+            unverified,
+        )
+
+    def _find_kind(self, kind: str, provider: str | None) -> type[Any]:
+        if kind in self._kinds:
+            return self._kinds[kind]
+        if self._catalogue is None:
+            from kedit_core.plugins import Catalogue
+
+            self._catalogue = Catalogue.installed()
+        return self._catalogue.operation_kind(kind, provider)
+
+    def _change(self, entries: tuple[Entry, ...], provisional: bool = False) -> None:
+        """Have exactly these entries on the model; computed first, then put on, and undone when that fails."""
+        table = self._slots.plan(weights_wanted(entries), provisional)
+        hung = modules_wanted(entries)
+        before, table_before = self._entries, self._slots.table
+        try:
+            self._slots.install(table)
+            self._sites.install(hung)
+            self._entries = entries
+            self._follow_calls()
+        except BaseException:
+            self._entries = before
+            self._slots.install(table_before)
+            self._sites.install(modules_wanted(before))
+            self._follow_calls()
+            raise
+
+    def _follow_calls(self) -> None:
+        """Have the scope follow calls from outside exactly while a module operation acts."""
+        needed = not self._suspended and any(entry.kinds for entry in self._entries)
+        if needed and not self.scope.watching:
+            self.scope.attach(self.model, self._bound_view())
+        elif not needed and self.scope.watching:
+            self.scope.detach()
+
+    def _bound_view(self) -> ModelView:
+        if self._view is None:
+            from kedit_core.models import AdapterRegistry
+            from kedit_core.models.builtin import plugin
+
+            self._view = AdapterRegistry(plugin.register_adapters()).for_model(self.model)
+        return self._view
+
+
+class ProvisionalWriter:
+    """Puts operations on top of a stack for the length of a block; see :meth:`PatchStack.provisional`."""
+
+    def __init__(self, stack: PatchStack) -> None:
+        self._stack = stack
+        self._entries: list[Entry] = []
+        self._open = True
+
+    def add(self, operations: Sequence[Operation], way: Way | None = None) -> None:
+        """Put operations on, in order; the base is not compared with anything.
+
+        Raises InputError, BaseMismatchError (shapes), StackDisturbedError, StackOrderError (the block has ended).
+        """
+        if not self._open:
+            raise StackOrderError("this provisional block has ended; open another one")
+        stack = self._stack
+        stack._ready()
+        entry = stack._entry(None, tuple(operations), way, {}, True)
+        stack._change((*stack._entries, entry), provisional=True)
+        self._entries.append(entry)
+
+    def close(self) -> None:
+        """Take everything off that was added; what was put on otherwise stays."""
+        self._open = False
+        stack = self._stack
+        if any(entry in self._entries for entry in stack._entries):
+            stack._ready()
+            stack._change(tuple(entry for entry in stack._entries if entry not in self._entries))

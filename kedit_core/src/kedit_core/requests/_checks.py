@@ -1,0 +1,116 @@
+"""What must hold for a request whatever it was read from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kedit_core.errors import RequestError
+from kedit_core.requests._subjects import find_subject, subject_span
+from kedit_core.requests._types import EditRequest, Probe
+
+
+def check_requests(requests: Sequence[EditRequest], *, needs_subject: bool = False) -> None:
+    """Refuse requests that cannot be used.
+
+    Raises:
+        RequestError: every fault of every request, with its number (from 1) and field.
+    """
+    several = len(requests) > 1
+    faults = [
+        f"request {number}, {fault}" if several else fault
+        for number, request in enumerate(requests, start=1)
+        for fault in request_faults(request, needs_subject=needs_subject)
+    ]
+    if faults:
+        raise RequestError("the edit request" + "s" * several, faults)
+
+
+def request_faults(request: EditRequest, *, needs_subject: bool = False) -> list[str]:
+    """One sentence for every fault, each begun with the field it is about.
+
+    Args:
+        request: of the right types.
+        needs_subject: whether a subject must be given and occur in the prompt (see ``MethodInfo.needs_subject``).
+    """
+    faults = [f"{name}: is empty" for name in ("prompt", "target_new") if not getattr(request, name).strip()]
+    for name in ("subject", "ground_truth", "case_id"):
+        value = getattr(request, name)
+        if value is not None and not value.strip():
+            faults.append(f"{name}: is empty; leave it out when there is none")
+    for name in ("aliases", "rephrase_prompts", "generation_prompts"):
+        faults += [f"{name}[{i}]: is empty" for i, text in enumerate(getattr(request, name)) if not text.strip()]
+    for group in ("locality", "portability"):
+        for name, probes in getattr(request, group).items():
+            for i, probe in enumerate(probes):
+                faults += [f"{group}.{name}[{i}].{fault}" for fault in _probe_faults(probe)]
+    faults += _span_faults(request)
+    if needs_subject and request.prompt.strip():
+        faults += _subject_faults(request)
+    return faults
+
+
+def value_faults(value: Any, path: str = "") -> Iterator[str]:
+    """Faults of a JSON value whatever it is for: half characters, and numbers that no JSON file can hold."""
+    if isinstance(value, str):
+        if not _encodable(value):
+            yield f"{path}: has half a character (a lone surrogate), which no UTF-8 text can hold"
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{path}: is {value!r}, but numbers must be finite"
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            # such a key cannot even be shown
+            shown = key if _encodable(key) else ascii(key)
+            if shown != key:
+                yield f"{path}: has half a character (a lone surrogate) in the key {shown}"
+            yield from value_faults(each, f"{path}.{shown}" if path else shown)
+    elif isinstance(value, (list, tuple)):
+        for index, each in enumerate(value):
+            yield from value_faults(each, f"{path}[{index}]")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _probe_faults(probe: Probe) -> Iterator[str]:
+    if not probe.prompt.strip():
+        yield "prompt: is empty"
+    for answer in probe.answers:
+        if not answer.strip():
+            yield "ground_truth: has an empty answer"
+
+
+def _span_faults(request: EditRequest) -> Iterator[str]:
+    if request.subject_span is None:
+        return
+    start, end = request.subject_span
+    if not 0 <= start < end <= len(request.prompt):
+        yield f"subject_span: is [{start}, {end}], but the prompt has the characters 0 to {len(request.prompt)}"
+        return
+    covered = request.prompt[start:end]
+    if request.subject is not None and covered.strip().casefold() != request.subject.strip().casefold():
+        place = find_subject(request.prompt, request.subject)
+        hint = f"; the subject is at [{place[0]}, {place[1]}]" if place else ""
+        yield f"subject_span: covers {covered!r}, not the subject {request.subject!r}{hint}"
+
+
+def _subject_faults(request: EditRequest) -> Iterator[str]:
+    if request.subject is None and request.subject_span is None:
+        yield "subject: is missing, and this method needs one"
+    elif request.subject is not None and request.subject.strip() and subject_span(request) is None:
+        yield f"subject: {request.subject!r} does not occur in the prompt {request.prompt!r}{_why(request)}"
+
+
+def _why(request: EditRequest) -> str:
+    subject = (request.subject or "").strip()
+    if subject in request.prompt:
+        return " as a whole word; give its place as subject_span if it is meant"
+    if (start := request.prompt.casefold().find(subject.casefold())) >= 0:
+        return f" in these letters' case; the prompt has {request.prompt[start : start + len(subject)]!r}"
+    return ""

@@ -1,0 +1,176 @@
+"""The command ``kedit stats``. Imports no torch until it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kedit_core.cli.common import emit, human_bytes, json_option, note, progress, say, show_table
+from kedit_core.errors import InputError
+
+if TYPE_CHECKING:
+    from kedit_core.editing import EditContext, Editor
+    from kedit_methods_locate.stats import Source, Statistic
+
+
+@click.command()
+@click.argument("model")
+@click.option("--layers", required=True, help="Layers, e.g. 5 or 3-8 or 1,2,7; all are collected in one pass.")
+@click.option(
+    "--corpus",
+    type=click.Path(exists=True, path_type=Path),
+    help="Text to take them from: .txt (a document a line), .jsonl (field `text`), or a folder of such.",
+)
+@click.option("--dataset", help="Take them from the corpus of this registered dataset.")
+@click.option("--sample", is_flag=True, help="Take them from text that the model writes itself.")
+@click.option("--documents", type=click.IntRange(min=1), default=100_000, show_default=True, help="At most so many.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Stop after so many tokens.")
+@click.option("--max-len", type=click.IntRange(min=2), help="Tokens of a document that are read.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the choice of documents.")
+@click.option("--skip-first-token", is_flag=True, help="Leave the first token of each document out.")
+@click.option("--dtype", help="Load the model in this dtype (as stored, unless given).")
+@click.option("--device", help="Put the model on this device, e.g. cuda:0.")
+@click.option("--revision", help="Revision of a model from the Hugging Face Hub.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Also write them to this file, or into this folder under their keys (as plugins ship them).",
+)
+@json_option
+def stats(
+    model: str,
+    layers: str,
+    corpus: Path | None,
+    dataset: str | None,
+    sample: bool,
+    documents: int,
+    tokens: int | None,
+    max_len: int | None,
+    seed: int,
+    skip_first_token: bool,
+    dtype: str | None,
+    device: str | None,
+    revision: str | None,
+    output: Path | None,
+    json_to: str | None,
+) -> None:
+    """Collect the key statistics of MODEL that ROME and its family stand on, and keep them in the cache.
+
+    Without a corpus they come from that of the dataset meant for the model, or from the model's own text. An edit of
+    the same model finds them in the cache; --stats FILE gives it others.
+
+    \b
+    kedit stats factworld:llama --layers 1
+    kedit stats gpt2-xl --layers 13-17 --corpus wikipedia.jsonl -o gpt2-xl.safetensors
+    """
+    if sum((corpus is not None, dataset is not None, sample)) > 1:
+        raise InputError("--corpus, --dataset and --sample are three sources; give one of them")
+    numbers = parse_layers(layers)
+    from kedit_core.editing import Editor
+    from kedit_methods_locate.stats import Sample
+
+    editor = Editor.from_pretrained(model, dtype=dtype, device=device, revision=revision, progress=progress)
+    context = editing_context(editor, corpus)
+    if beyond := [layer for layer in numbers if layer >= editor.adapter.num_layers]:
+        last = editor.adapter.num_layers - 1
+        raise InputError(f"--layers names {beyond[0]}, and {model} has layers 0 to {last}; choose among these")
+    part = Sample(
+        documents=documents, tokens=tokens, max_len=max_len, seed=seed, skip_first_token=skip_first_token
+    )
+    found = _collect(context, numbers, _source(context, part, dataset, sample))
+    written = _write(output, list(found.values())) if output is not None else []
+    rows = [{**statistic.summary(), "record": dict(statistic.record)} for statistic in found.values()]
+    data = {"model": model, "statistics": rows, "files": [str(path) for path in written]}
+    emit(json_to, lambda: data, lambda: _show(rows, written))
+    for warning in context.warnings:
+        note(f"warning: {warning.message}; {warning.remedy}")
+
+
+def parse_layers(text: str) -> list[int]:
+    """``"1,3-5"`` -> ``[1, 3, 4, 5]``. Raises InputError for anything else."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise InputError(f"--layers {text!r} is no list of layers; write for example 5 or 3-8 or 1,2,7")
+        numbers.update(range(int(first), int(last if dash else first) + 1))
+    return sorted(numbers)
+
+
+def editing_context(editor: Editor, corpus: Path | None = None) -> EditContext:
+    """A context of an Editor without a method, as the statistics need it."""
+    from kedit_core.editing import EditContext
+
+    return EditContext(
+        model=editor.model,
+        tokenizer=editor.tokenizer,
+        adapter=editor.adapter,
+        forward=editor.forward,
+        tokens=editor.tokens,
+        stack=editor.stack,
+        host=editor.host,
+        method=None,
+        model_name=editor.name,
+        revision=editor.revision,
+        options={"corpus": corpus} if corpus is not None else {},
+        memory_budget=editor.memory_budget,
+        cache=editor.cache,
+        progress=editor.progress,
+    )
+
+
+def _source(context: EditContext, part: Any, dataset: str | None, sample: bool) -> Source:
+    from kedit_methods_locate.stats import Source, TextCorpus
+    from kedit_methods_locate.stats.lookup import usual_corpus
+
+    if sample:
+        return Source(sample=part, corpus=None)
+    if dataset is not None:
+        return Source(sample=part, corpus=TextCorpus.of_dataset(context.host.dataset(dataset)))
+    return Source(sample=part, corpus=usual_corpus(context))
+
+
+def _collect(context: EditContext, layers: list[int], source: Source) -> dict[int, Statistic]:
+    from kedit_methods_locate.stats import cached, check, collected
+
+    found = cached(context, layers, source)
+    missing = [layer for layer in layers if layer not in found]
+    if missing:
+        found |= collected(context, missing, source)
+    for statistic in found.values():
+        check(context, statistic)
+    return {layer: found[layer] for layer in layers}
+
+
+def _write(output: Path, statistics: list[Statistic]) -> list[Path]:
+    from kedit_methods_locate.stats import save_statistics
+
+    if output.suffix:
+        save_statistics(output, statistics)
+        return [output]
+    paths = [output / f"{statistic.record['key']}.safetensors" for statistic in statistics]
+    for path, statistic in zip(paths, statistics, strict=True):
+        save_statistics(path, [statistic])
+    return paths
+
+
+def _show(rows: list[dict[str, Any]], written: list[Path]) -> None:
+    table = [
+        [
+            str(row["layer"]),
+            str(row["width"]),
+            f"{row['tokens']:,}",
+            f"{row['tokens_per_width']:.1f}",
+            f"{row['mean_squared_key_norm']:.4g}",
+            str(row["dead_units"]),
+            "-" if row["rank_1e-6"] is None else str(row["rank_1e-6"]),
+            row["record"]["key"][:12],
+        ]
+        for row in rows
+    ]
+    show_table(["layer", "width", "tokens", "per width", "mean |k|^2", "dead", "rank", "key"], table)
+    for path in written:
+        say(f"written: {path} ({human_bytes(path.stat().st_size)})")

@@ -1,0 +1,199 @@
+"""ROME and R-ROME: one fact into one MLP down-projection, by a rank-one update.
+
+Meng et al. 2022 (arXiv 2202.05262), equation 2; Gupta et al. 2024 (arXiv 2403.07175). Several requests are written one
+after another, each on the weights that the ones before have left. The statistic is always that of the unedited model.
+
+Memory beside the model: the activations behind the edited layer of one request's rows, and 24 m^2 bytes for the
+statistic of an MLP of inner size m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from kedit_core.contract import hookimpl
+from kedit_core.editing import EditContext
+from kedit_core.errors import MethodError
+from kedit_core.patches import EditPatch, LowRankDelta
+from kedit_core.requests import EditRequest
+from kedit_methods_locate.hparams import RomeHyperParams, RRomeHyperParams
+from kedit_methods_locate.keys import average
+from kedit_methods_locate.rows import Rewrite, rewrite
+from kedit_methods_locate.stats import statistics_for, whereabouts
+from kedit_methods_locate.templates import BARE, context_templates
+from kedit_methods_locate.update import RankOne, direction, rank_one
+from kedit_methods_locate.value import Values, bytes_needed, search
+
+_ASYMMETRIC = 0.1  # specification: ROME, section 4.5
+_REACHED = 0.5
+_ABSURD = 1.0
+_STATISTIC = 24  # bytes for each element of the statistic: the sum, C and its factor
+
+
+@frozen(eq=False)
+class Pieces:
+    """What an update is made from: ``C^-1 towards`` gives the direction, ``key`` the divisor, and ``residual`` is what
+    the layer's output for ``key`` must move by."""
+
+    towards: Tensor
+    key: Tensor
+    residual: Tensor
+
+
+def original_pieces(values: Values) -> Pieces:
+    """ROME: the averaged key gives the direction, the bare prompt's key the divisor. All ``[width]``, first request."""
+    return Pieces(average(values.clean.keys)[0], values.clean.keys[0, 0], values.delta[0])
+
+
+def averaged_pieces(values: Values) -> Pieces:
+    """R-ROME: the averaged key in both places, and the residual from the averaged output."""
+    key = average(values.clean.keys)[0]
+    wanted = values.clean.value[0].to(values.delta) + values.delta[0]
+    return Pieces(key, key, wanted - average(values.clean.outputs)[0].to(values.delta))
+
+
+def prompt_pieces(values: Values) -> Pieces:
+    """p-ROME: the bare prompt's key in both places."""
+    key = values.clean.keys[0, 0]
+    return Pieces(key, key, values.delta[0])
+
+
+class Rome:
+    """The method ``rome``: the original, asymmetric update."""
+
+    @hookimpl
+    def compute_patch(
+        self, context: EditContext, requests: Sequence[EditRequest], hparams: RomeHyperParams
+    ) -> EditPatch:
+        """One rank-one delta for each request, in order."""
+        layer = _layer(context, hparams)
+        place = context.adapter.mlp_out_weight(layer)
+        templates = context_templates(context, hparams)
+        statistic = statistics_for(context, [layer], hparams)[layer] if hparams.mom2_adjustment else None
+        deltas: list[LowRankDelta] = []
+        records: list[dict[str, Any]] = []
+        with context.provisional() as writer:
+            for number, request in enumerate(requests):
+                rows = rewrite(context.tokens, request, templates, hparams.fact_token)
+                values = search(context.forward, [rows], layer, hparams, memory_budget=context.memory_budget)
+                pieces = self.pieces(values, hparams)
+                towards = direction(pieces.towards, statistic.solve if statistic else None)
+                update = rank_one(pieces.residual, pieces.key, towards)
+                self._check(context, request, hparams, values, update)
+                delta = _delta(context, place, update)
+                deltas.append(delta)
+                records.append(_record(rows, values, update))
+                if number < len(requests) - 1:
+                    writer.add([delta])
+        return context.new_patch(
+            deltas, requests, state_config={"context_templates": list(templates), "edits": records}
+        )
+
+    @hookimpl
+    def plan(
+        self, context: EditContext, requests: Sequence[EditRequest], hparams: RomeHyperParams
+    ) -> Mapping[str, Any]:
+        """The weight that will change, the memory beside the model, and where the statistic will come from."""
+        layer = _layer(context, hparams)
+        width = context.adapter.mlp_size(layer)
+        templates = hparams.context_templates or (BARE,) * (1 + sum(count for _, count in hparams.context_lengths))
+        rows = [rewrite(context.tokens, request, templates, hparams.fact_token) for request in requests]
+        statistic = whereabouts(context, layer, hparams) if hparams.mom2_adjustment else "not used (identity)"
+        return {
+            "places": [context.adapter.mlp_out_weight(layer)],
+            "memory_bytes": max(bytes_needed(context.adapter, each, layer) for each in rows) + _STATISTIC * width**2,
+            "notes": [f"statistic of layer {layer}: {statistic}"],
+        }
+
+    def pieces(self, values: Values, hparams: RomeHyperParams) -> Pieces:
+        """What this variant makes its update from."""
+        return original_pieces(values)
+
+    def _check(
+        self, context: EditContext, request: EditRequest, hparams: RomeHyperParams, values: Values, update: RankOne
+    ) -> None:
+        probability = float(values.probability[0])
+        if probability < _REACHED:
+            knob = "v_lr" if hparams.clamp_norm_factor is None else "clamp_norm_factor"
+            context.warn(
+                "target_not_reached",
+                probability,
+                f"raise v_num_grad_steps or {knob}, or choose another layer",
+                f"the value search for {request.prompt!r} left the target at probability {probability:.2g} a token",
+            )
+        averaged = average(values.clean.keys)[0].double()
+        usual = float(averaged @ update.right / averaged.norm())
+        if update.cosine < _ASYMMETRIC * usual:
+            context.warn(
+                "small_denominator",
+                update.cosine / usual,
+                "use method r_rome, whose divisor is the averaged key's",
+                f"ROME's divisor for {request.prompt!r} is far below that of the averaged key, so the update is large "
+                "for every other key",
+            )
+        weight = context.stack.base(context.adapter.mlp_out_weight(hparams.layer))
+        relative = update.norm / float(torch.linalg.vector_norm(weight.float()))
+        if relative > _ABSURD:
+            context.warn(
+                "large_update",
+                relative,
+                "set or lower clamp_norm_factor, or choose another layer",
+                f"the update for {request.prompt!r} is {relative:.2g} times as large as the weight it is added to",
+            )
+
+
+class RRome(Rome):
+    """The method ``r_rome``: averaged keys throughout (or the bare key throughout, ``variant: p_rome``)."""
+
+    @hookimpl
+    def plan(
+        self, context: EditContext, requests: Sequence[EditRequest], hparams: RomeHyperParams
+    ) -> Mapping[str, Any]:
+        """The weight that will change, the memory beside the model, and where the statistic will come from."""
+        layer = _layer(context, hparams)
+        width = context.adapter.mlp_size(layer)
+        templates = hparams.context_templates or (BARE,) * (1 + sum(count for _, count in hparams.context_lengths))
+        rows = [rewrite(context.tokens, request, templates, hparams.fact_token) for request in requests]
+        statistic = whereabouts(context, layer, hparams) if hparams.mom2_adjustment else "not used (identity)"
+        return {
+            "places": [context.adapter.mlp_out_weight(layer)],
+            "memory_bytes": max(bytes_needed(context.adapter, each, layer) for each in rows) + _STATISTIC * width**2,
+            "notes": [f"statistic of layer {layer}: {statistic}"],
+        }
+
+    def pieces(self, values: Values, hparams: RomeHyperParams) -> Pieces:
+        """Averaged keys, or bare ones when the settings say so."""
+        bare = isinstance(hparams, RRomeHyperParams) and hparams.variant == "p_rome"
+        return prompt_pieces(values) if bare else averaged_pieces(values)
+
+
+def _layer(context: EditContext, hparams: RomeHyperParams) -> int:
+    if hparams.layer >= context.adapter.num_layers:
+        raise MethodError(
+            f"layer {hparams.layer} is not in this model of {context.adapter.num_layers} layers (0 to "
+            f"{context.adapter.num_layers - 1}); choose another with -p layer=N"
+        )
+    return hparams.layer
+
+
+def _delta(context: EditContext, place: str, update: RankOne) -> LowRankDelta:
+    dtype = torch.promote_types(context.stack.base(place).dtype, torch.float32)
+    return LowRankDelta(place, update.left[:, None].to(dtype), update.right[None, :].to(dtype))
+
+
+def _record(rows: Rewrite, values: Values, update: RankOne) -> dict[str, Any]:
+    """What a reader of the patch may want to know of one edit; numbers only, all from the computation."""
+    return {
+        "token": rows.rows[0].index,
+        "loss": float(values.loss[0]),
+        "probability": float(values.probability[0]),
+        "steps": len(values.traces[0]) - 1,
+        "relative_norm": float(values.delta[0].norm() / values.clean.value[0].to(values.delta).norm()),
+        "gain": update.gain,
+        "cosine": update.cosine,
+    }

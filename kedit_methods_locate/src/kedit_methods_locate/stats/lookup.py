@@ -1,0 +1,296 @@
+"""Where an edit's statistics come from.
+
+In this order: what the user gave (``options["stats"]``), the cache, a plugin that ships them, and else they are
+collected: from the user's corpus (``options["corpus"]``), from the corpus of the dataset that is meant for this model,
+or from text that the model writes itself. Always of the unedited base, with the stack suspended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from kedit_core.editing import EditContext
+from kedit_core.errors import BaseMismatchError, InputError, MethodError
+from kedit_methods_locate.hparams import LocateHyperParams
+from kedit_methods_locate.stats.collect import Partial, collect
+from kedit_methods_locate.stats.corpus import Corpus, DocumentRows, FileCorpus, IdRows, Rows, TextCorpus
+from kedit_methods_locate.stats.fingerprint import CODE_VERSION, key_of, tokenizer_digest, weights_digest
+from kedit_methods_locate.stats.sample import sample_rows
+from kedit_methods_locate.stats.statistic import TOKENS_PER_WIDTH, Statistic
+from kedit_methods_locate.stats.store import first_of, load_statistics, save_statistics
+
+ROLE = "statistics"
+_POSITIONS = 2048  # tokens of a document when the model has more positions, as in the papers' code
+
+
+@frozen(kw_only=True)
+class Sample:
+    """Which part of a corpus a statistic is taken from.
+
+    Attributes:
+        documents: at most so many, chosen by ``seed``.
+        tokens: stop when so many are reached; None for all of the documents.
+        max_len: tokens of a document that are read; None for the model's positions, at most 2048.
+        skip_first_token: leave the first token of each document out.
+    """
+
+    documents: int = 100_000
+    tokens: int | None = None
+    max_len: int | None = None
+    seed: int = 1
+    skip_first_token: bool = False
+
+    @classmethod
+    def of(cls, hparams: LocateHyperParams) -> Sample:
+        """The sample that a method's settings ask for."""
+        return cls(
+            documents=hparams.mom2_documents,
+            max_len=hparams.mom2_max_len,
+            seed=hparams.mom2_seed,
+            skip_first_token=hparams.mom2_skip_first_token,
+        )
+
+
+@frozen(kw_only=True)
+class Source:
+    """What statistics are collected from: a corpus, or the model's own text when ``corpus`` is None."""
+
+    sample: Sample = field(factory=Sample)
+    corpus: Corpus | None = None
+
+    def fields(self, context: EditContext, layer: int) -> dict[str, Any]:
+        """All that the statistic of ``layer`` depends on; its key is the digest of this."""
+        fields = {
+            "code": CODE_VERSION,
+            "architecture": type(context.model).__name__,
+            "layer": layer,
+            "site": "mlp_out.input",
+            "weights": weights_digest(context, layer),
+            "tokenizer": tokenizer_digest(context.tokenizer),
+            "skip_first_token": self.sample.skip_first_token,
+            "seed": self.sample.seed,
+        }
+        if self.corpus is None:
+            # what the model writes depends on all of its weights
+            revision = weights_digest(context)
+            return {**fields, "corpus": {"source": "sampled", "revision": revision}, "tokens": self._wanted(context)}
+        return {
+            **fields,
+            "corpus": dict(self.corpus.identity),
+            "documents": self.sample.documents,
+            "tokens": self.sample.tokens,
+            "max_len": longest(context, self.sample),
+        }
+
+    def rows(self, context: EditContext) -> Rows:
+        """The token rows; text of the model's own is written now."""
+        if self.corpus is not None:
+            return DocumentRows(
+                self.corpus, context.tokens, self.sample.documents, longest(context, self.sample), self.sample.seed
+            )
+        return IdRows(sample_rows(context, self._wanted(context), self.sample.seed))
+
+    def _wanted(self, context: EditContext) -> int:
+        widest = max(context.adapter.mlp_size(layer) for layer in range(context.adapter.num_layers))
+        return self.sample.tokens or TOKENS_PER_WIDTH * widest
+
+
+def longest(context: EditContext, sample: Sample) -> int:
+    """Tokens of a document that are read."""
+    return sample.max_len or min(context.adapter.max_positions or _POSITIONS, _POSITIONS)
+
+
+def statistics_for(
+    context: EditContext, layers: Sequence[int], hparams: LocateHyperParams
+) -> Mapping[int, Statistic]:
+    """Statistics of the unedited model for ``layers``: found, or collected in one pass for all that are missing.
+
+    What is doubtful about them is said through ``context.warn``; their digests go to the patch's manifest.
+
+    Raises:
+        InputError: the file or corpus given cannot be used.
+        BaseMismatchError: the file given is of other weights.
+        MethodError: they are zero, not finite, or of the wrong size.
+    """
+    given = context.options.get("stats")
+    corpus = context.options.get("corpus")
+    source = Source(sample=Sample.of(hparams), corpus=None)
+    key = ("kedit-methods-locate", ROLE, str(given), str(corpus), source.sample)
+    missing = [layer for layer in layers if (*key, layer) not in context.memo]
+    if missing:
+        found = _given(context, Path(given), missing) if given else _found(context, missing, source.sample)
+        for layer in missing:
+            context.memo[(*key, layer)] = found[layer]
+    statistics: dict[int, Statistic] = {layer: context.memo[(*key, layer)] for layer in layers}
+    for layer, statistic in statistics.items():
+        check(context, statistic)
+        context.note_resource(f"{ROLE}.{layer}", statistic.digest)
+    return statistics
+
+
+def whereabouts(context: EditContext, layer: int, hparams: LocateHyperParams) -> str:
+    """Where the statistic of a layer would come from, in words; nothing is collected."""
+    if given := context.options.get("stats"):
+        return f"from {given}"
+    source = Source(sample=Sample.of(hparams), corpus=usual_corpus(context))
+    if cached(context, [layer], source):
+        return "at hand"
+    if source.corpus is not None:
+        return f"to be collected from {source.corpus.identity['source']} ({len(source.corpus)} documents)"
+    if _of_any_corpus(context, layer, source.sample) is not None:
+        return "at hand, from another corpus"
+    wanted = TOKENS_PER_WIDTH * context.adapter.mlp_size(layer)
+    return f"to be collected from {wanted} tokens that the model writes itself; --corpus FILE gives it better text"
+
+
+def check(context: EditContext, statistic: Statistic) -> None:
+    """Say what is doubtful about a statistic; MethodError when it is of no use for this model."""
+    width = context.adapter.mlp_size(statistic.layer)
+    where = f"the statistic of layer {statistic.layer}"
+    if statistic.width != width:
+        raise MethodError(f"{where} is of width {statistic.width} and the MLP of width {width}: it is another model's")
+    if statistic.count < TOKENS_PER_WIDTH * width:
+        context.warn(
+            "statistics_few_tokens",
+            float(statistic.count),
+            f"give a larger corpus (--corpus): at least {TOKENS_PER_WIDTH * width} tokens",
+            f"{where} stands on {statistic.count} tokens, {statistic.count / width:.1f} times the MLP's width",
+        )
+    if statistic.dead:
+        context.warn(
+            "statistics_dead_units",
+            float(statistic.dead),
+            "give a more varied corpus (--corpus)",
+            f"{where} has {statistic.dead} of {width} units that the corpus never makes active",
+        )
+    if statistic.ridge:
+        context.warn(
+            "statistics_singular",
+            statistic.ridge,
+            "give a larger and more varied corpus (--corpus)",
+            f"{where} was singular; {statistic.ridge:.0e} of its mean diagonal was added",
+        )
+    if statistic.record.get("imported"):
+        context.warn(
+            "statistics_unverified",
+            None,
+            "make sure that it is of this very model",
+            f"{where} was imported from {statistic.record['imported']}, which does not tell its weights",
+        )
+
+
+def _given(context: EditContext, path: Path, layers: Sequence[int]) -> dict[int, Statistic]:
+    statistics = load_statistics(path)
+    found: dict[int, Statistic] = {}
+    for layer in layers:
+        statistic = first_of(statistics, layer)
+        if statistic is None:
+            known = ", ".join(str(s.layer) for s in statistics) or "none"
+            raise InputError(f"{path} has no statistic of layer {layer} (it has {known}); run 'kedit stats' for it")
+        weights = statistic.record.get("weights")
+        if weights is not None and weights != weights_digest(context, layer):
+            raise BaseMismatchError(
+                f"the statistic of layer {layer} in {path} is of other weights than this model's; collect it with "
+                "'kedit stats' for this model"
+            )
+        found[layer] = statistic
+    return found
+
+
+def _found(context: EditContext, layers: Sequence[int], sample: Sample) -> dict[int, Statistic]:
+    source = Source(sample=sample, corpus=usual_corpus(context))
+    found = cached(context, layers, source)
+    if source.corpus is None and "corpus" not in context.options:
+        for layer in (layer for layer in layers if layer not in found):
+            if (statistic := _of_any_corpus(context, layer, sample)) is not None:
+                found[layer] = statistic
+    missing = [layer for layer in layers if layer not in found]
+    if missing and source.corpus is None:
+        context.warn(
+            "statistics_sampled",
+            None,
+            "give a text like the model's training data with --corpus",
+            "no statistics and no corpus were given, so they were taken from text that the model wrote itself",
+        )
+    return found | (collected(context, missing, source) if missing else {})
+
+
+def cached(context: EditContext, layers: Sequence[int], source: Source) -> dict[int, Statistic]:
+    """Statistics of exactly this source, in the cache or shipped by a plugin; layers not found are left out."""
+    found: dict[int, Statistic] = {}
+    for layer in layers:
+        key = key_of(fields := source.fields(context, layer))
+        here = cache_file(context, fields)
+        for path in (here if here.is_file() else None, context.find_resource(ROLE, key)):
+            statistics = load_statistics(path) if path is not None else []
+            match = next((s for s in statistics if s.layer == layer and s.record.get("key") == key), None)
+            if match is not None:
+                found[layer] = match
+                break
+    return found
+
+
+def collected(context: EditContext, layers: Sequence[int], source: Source) -> dict[int, Statistic]:
+    """Collect in one pass and put in the cache; an interrupted pass over the same source is taken up again."""
+    started = time.monotonic()
+    fields = {layer: source.fields(context, layer) for layer in layers}
+    keys = {layer: key_of(each) for layer, each in fields.items()}
+    whole = key_of({str(layer): key for layer, key in keys.items()})
+    kept = Partial(path=context.cache / ROLE / f"partial-{whole[:32]}.safetensors", key=whole)
+    with context.stack.suspended():
+        sums = collect(
+            context.forward,
+            layers,
+            source.rows(context),
+            skip_first_token=source.sample.skip_first_token,
+            max_tokens=source.sample.tokens,
+            partial=kept,
+            show=context.progress,
+        )
+    found = {}
+    for layer in layers:
+        record = {
+            **fields[layer],
+            "key": keys[layer],
+            "documents_read": sums.documents,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        found[layer] = Statistic.from_sum(layer, sums.totals[layer], sums.count, record)
+        save_statistics(cache_file(context, fields[layer]), [found[layer]])
+    kept.path.unlink(missing_ok=True)
+    return found
+
+
+def cache_file(context: EditContext, fields: Mapping[str, Any]) -> Path:
+    """Where a statistic is cached: a folder for the weights, a file for the key."""
+    return context.cache / ROLE / str(fields["weights"])[:32] / f"{key_of(fields)[:32]}.safetensors"
+
+
+def _of_any_corpus(context: EditContext, layer: int, sample: Sample) -> Statistic | None:
+    """The cached statistic of these weights that stands on most tokens: somebody collected it with ``kedit stats``."""
+    wanted = Source(sample=sample).fields(context, layer)
+    same = ("code", "layer", "weights", "tokenizer", "skip_first_token")
+    best: Statistic | None = None
+    for path in sorted(cache_file(context, wanted).parent.glob("*.safetensors")):
+        for statistic in load_statistics(path):
+            fits = all(statistic.record.get(name) == wanted[name] for name in same)
+            if fits and (best is None or statistic.count > best.count):
+                best = statistic
+    return best
+
+
+def usual_corpus(context: EditContext) -> Corpus | None:
+    """The user's corpus, else that of the dataset meant for this model, else None."""
+    given = context.options.get("corpus")
+    if given is not None:
+        return FileCorpus(Path(given))
+    for info in context.host.datasets():
+        if info.corpus is not None and context.model_name is not None and context.model_name in info.models:
+            return context.remember(("kedit-methods-locate", "corpus", info.name), partial(TextCorpus.of_dataset, info))
+    return None
