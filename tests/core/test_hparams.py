@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import attrs
 import pytest
 from attrs import field, frozen, validators
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_blocked import run_without_torch
 
@@ -152,6 +152,7 @@ def test_a_class_must_be_decorated() -> None:
     assert "@frozen" in faults(Naked.from_dict, {})[0]
 
 
+@settings(deadline=None)
 @given(
     layer=st.integers(0, 10**6), v_lr=st.floats(1e-300, 1e300), clamp=st.none() | st.floats(-1e300, 1e300),
     layers=st.lists(st.integers()), name=st.text(), weights=st.dictionaries(st.text(), st.floats(-1, 1)),
@@ -168,6 +169,7 @@ _json = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([each.name for each in attrs.fields(Settings)]) | st.text(), _json, max_size=5))
 def test_whatever_is_given_is_taken_whole_or_refused(values: dict[str, Any]) -> None:
     try:
@@ -255,6 +257,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "cannot be read" in faults(read_settings, tmp_path)[0]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60) | st.text(alphabet="abc:{}[]-,&*!|>'\"#?% \n\t0.1e~", max_size=40).map(str.encode))
 def test_any_bytes_are_settings_or_an_honest_error(data: bytes) -> None:
     from kedit_core.hparams._settings import parse_settings
@@ -277,6 +280,7 @@ def test_overrides() -> None:
             parse_override(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_override_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(HyperParamsError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_blocked import run_without_torch
 
@@ -553,6 +553,7 @@ def test_a_bad_link_is_named_and_the_chain_is_forgotten() -> None:
         assert told.value.plugin == "plug-b"
 
 
+@settings(deadline=None)
 @given(st.permutations(["core", "first", "last", "plain"]), st.sampled_from(["apply_to_model", "restore"]))
 def test_core_puts_on_and_takes_off_last_whatever_the_order(order: list[str], hook: str) -> None:
     called: list[str] = []
@@ -649,6 +650,18 @@ def test_named_things_are_looked_up() -> None:
         host.exporter("peft")
 
 
+def test_adapters_bear_the_name_of_their_distribution() -> None:
+    @attrs.frozen
+    class Adapter:
+        distribution: str = ""
+
+    mine, told = Adapter(), Adapter("kedit-told")
+    assert Host(plugins(answering([mine, told], "register_adapters"))).adapters() == [Adapter("kedit-a"), told]
+    assert mine.distribution == ""
+    with pytest.raises(PluginError, match="not ModelAdapter"):
+        Host(plugins(answering([3], "register_adapters"))).adapters()
+
+
 def measuring(results: dict[str, float], declares: Sequence[MetricInfo] = ()) -> Any:
     class Measuring:
         @hookimpl
@@ -713,6 +726,7 @@ def test_calls_may_nest() -> None:
     assert host.evaluate(CONTEXT, REQUESTS, CONTEXT, CONTEXT)["a"].value == 1.0
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20))
 def test_any_name_is_an_honest_error(name: str) -> None:
     found = catalogue(entry(METHODS, "rome", ROME))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_blocked import run_without_torch
 
@@ -314,6 +314,7 @@ _requests = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(_requests, min_size=1, max_size=3))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, requests: list[EditRequest]) -> None:
     path = tmp_path_factory.mktemp("dump") / "cases.jsonl"
@@ -358,6 +359,7 @@ _noise = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(_noise, st.sampled_from([".json", ".jsonl", ".csv"]), st.booleans())
 def test_any_bytes_are_requests_or_an_honest_error(data: bytes, ending: str, needs_subject: bool) -> None:
     try:
@@ -422,6 +424,7 @@ def test_a_span_that_is_given_wins() -> None:
     assert subject_span(request) == (0, 1)
 
 
+@settings(deadline=None)
 @given(st.text("ab .東é́_", max_size=12), st.text("ab .東é", max_size=4))
 def test_what_is_found_is_the_last_that_stands_alone(prompt: str, subject: str) -> None:
     span = find_subject(prompt, subject)
@@ -430,6 +433,7 @@ def test_what_is_found_is_the_last_that_stands_alone(prompt: str, subject: str) 
         assert find_subject(prompt[span[1] :], subject) is None or subject.strip() in prompt[span[0] + 1 :]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20), st.text(max_size=20), st.text(min_size=1, max_size=8).filter(str.strip))
 def test_between_spaces_it_is_always_found(before: str, after: str, subject: str) -> None:
     prompt = f"{before} {subject.strip()} {after}"

@@ -84,6 +84,10 @@ def load_model(source: ModelFolder, *, dtype: Any = None, device: Any = None) ->
         if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
             raise InputError(f"{dtype!r} is no floating-point dtype of torch; use float32, bfloat16 or float16")
         dtype = wanted
+    from transformers.utils import logging as transformers_logging
+
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # loading shows kedit's own progress, or none
     try:
         config = AutoConfig.from_pretrained(source.folder)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -91,6 +95,9 @@ def load_model(source: ModelFolder, *, dtype: Any = None, device: Any = None) ->
         tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"transformers cannot load the model in {source.folder}: {_first_line(error)}") from error
+    finally:
+        if bar:
+            transformers_logging.enable_progress_bar()
     if device is not None:
         model.to(device)
     return model.eval(), tokenizer

@@ -135,22 +135,21 @@ class PrefixCache:
         return 0 if self.recording else self.prefix
 
 
-def tail_arguments(
-    named: Mapping[str, Any], first: int, end: int, width: int, padded: Tensor | None
-) -> dict[str, Any]:
-    """A block's arguments for columns ``first`` to ``end`` of a pass of ``width`` columns, given keys from column 0.
+def tail_arguments(named: Mapping[str, Any], first: int, end: int, tokens: Tensor) -> dict[str, Any]:
+    """A block's arguments for columns ``first`` to ``end`` of a pass, given keys from column 0.
 
     Args:
         named: the arguments of the whole pass.
-        padded: ``[batch, width]`` attention mask, used where the model gave its blocks none.
+        tokens: ``[batch, width]`` (or ``[1, width]``) mask of tokens, used where the model gave its blocks no mask.
 
     Raises:
         Unfit: an argument that runs over the columns and whose meaning is not known.
     """
+    width = tokens.shape[1]
     out: dict[str, Any] = {}
     for name, value in named.items():
         if name == "attention_mask":
-            out[name] = _tail_mask(value, first, end, width, padded)
+            out[name] = _tail_mask(value, first, end, tokens)
         elif name in ("position_ids", "cache_position"):
             out[name] = None if value is None else value[..., first:end]
         elif name == "position_embeddings":
@@ -164,14 +163,11 @@ def tail_arguments(
     return out
 
 
-def _tail_mask(mask: Any, first: int, end: int, width: int, padded: Tensor | None) -> Any:
+def _tail_mask(mask: Any, first: int, end: int, tokens: Tensor) -> Any:
     if mask is None:
         # attention kernels align their own causal mask to the first key, not to the last, so it must be written out
-        query = torch.arange(first, end).unsqueeze(1)
-        visible = (torch.arange(end).unsqueeze(0) <= query)[None, None]
-        if padded is None:
-            return visible
-        return visible.to(padded.device) & padded[:, None, None, :end].bool()
-    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-2:] == (width, width):
+        columns = torch.arange(end, device=tokens.device)
+        return (columns <= columns[first:].unsqueeze(1)) & tokens[:, None, None, :end].bool()
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-2:] == (tokens.shape[1], tokens.shape[1]):
         return mask[:, :, first:end, :end]
     raise Unfit("the attention mask is not one of queries by keys")

@@ -236,10 +236,9 @@ class _Causal(_Decoder):
         )
 
     def select(self, rows: Tensor) -> None:
-        index = rows.to(self.device)
-        self.mask = self.mask[index]
-        self.next_position = self.next_position[index]
-        self.cache.batch_select_indices(index)
+        self.mask = self.mask[rows]
+        self.next_position = self.next_position[rows]
+        self.cache.batch_select_indices(rows)  # layers may be on several devices, which all take an index on the CPU
 
     def _positions(self, positions: Tensor) -> dict[str, Tensor]:
         return {"position_ids": positions} if takes(self.view.model, "position_ids") else {}
@@ -278,7 +277,6 @@ class _Seq2Seq(_Decoder):
         )  # fmt: skip
 
     def select(self, rows: Tensor) -> None:
-        index = rows.to(self.device)
-        self.mask = self.mask[index]
-        self.encoded = None if self.encoded is None else self.encoded[index]
-        self.cache.batch_select_indices(index)
+        self.mask = self.mask[rows]
+        self.encoded = None if self.encoded is None else self.encoded[rows]
+        self.cache.batch_select_indices(rows)

@@ -205,7 +205,8 @@ class PromptScope:
         """What the rows' newest keys look like, so that rows that change places are noticed at the next step."""
         if self._state.told or not self.active:
             return
-        cache = _named(module, args, kwargs).get("past_key_values") or getattr(output, "past_key_values", None)
+        cache = _named(module, args, kwargs).get("past_key_values")
+        cache = getattr(output, "past_key_values", None) if cache is None else cache
         self._state.trace = None if cache is None else _trace(cache, self._state.columns)
 
     def _prefill(self, named: dict[str, Any]) -> None:

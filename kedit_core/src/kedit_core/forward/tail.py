@@ -158,9 +158,9 @@ class FastTail(Tail):
             raise Unfit("the blocks did not use the KV cache they were given")
         cache.recording = False
         batch = self.plan.batch
-        padded = None if bool(batch.attention_mask.all()) else batch.attention_mask
+        tokens = batch.attention_mask[:1] if bool(batch.attention_mask.all()) else batch.attention_mask
         return {
-            index: tail_arguments(named, self.first, self.end, batch.width, padded)
+            index: tail_arguments(named, self.first, self.end, tokens)
             for index, named in calls.arguments.items()
         }
 

@@ -72,7 +72,8 @@ def resolve(
         chosen = read_preset(preset)
         layers.append(_Layer(f"preset {chosen.name}", chosen.hparams))
         if shape is not None and shape not in chosen.shapes:
-            notes.append(f"preset {chosen.name} is for {' and '.join(map(str, chosen.shapes))}, and this model is {shape}")
+            shapes = " and ".join(map(str, chosen.shapes))
+            notes.append(f"preset {chosen.name} is for {shapes}, and this model is {shape}")
     elif shape is not None:
         layer, note = _for_shape(cls, shape, presets)
         layers.append(layer)

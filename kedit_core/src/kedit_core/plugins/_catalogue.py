@@ -95,6 +95,12 @@ class Catalogue:
                 catalogue.report(Found(group=NARROWING, name=name, value="", distribution=name), error)
         return catalogue
 
+    def including(self, *methods: MethodInfo) -> Catalogue:
+        """The same with methods that no distribution declares (yet): for trying one out, and for tests."""
+        entries = [found for sharing in self._by_name.values() for found in sharing]
+        local = [Found.of(METHODS, info.name, info) for info in methods]
+        return Catalogue([*entries, *local], self.left_out)
+
     def report(self, found: Found, error: KeditError) -> None:
         """Add to :attr:`problems`, once for every entry and message."""
         problem = Problem(found, error)

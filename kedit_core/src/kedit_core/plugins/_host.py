@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pluggy
 from attrs import evolve
 
 from kedit_core.contract import (
-    PROJECT,
     DatasetInfo,
     ExporterInfo,
-    HookSpecs,
     Installed,
     MethodInfo,
     MetricInfo,
@@ -24,8 +20,8 @@ from kedit_core.contract import (
 )
 from kedit_core.errors import KeditError, MethodError
 from kedit_core.plugins._catalogue import Catalogue, Problem
-from kedit_core.plugins._entries import CORE, FOREIGN_FAILURES, METHODS, Found, load_object, normalized, reason
-from kedit_core.plugins._guard import Implementation, Origin, implementations
+from kedit_core.plugins._entries import FOREIGN_FAILURES, METHODS, Found, load_object, reason
+from kedit_core.plugins._guard import Origin, implementations
 from kedit_core.plugins._merge import chosen, listed, merged
 
 if TYPE_CHECKING:
@@ -38,22 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# where the core's own implementation stands, whatever order plugins are registered in and whatever they ask for
-_CORE_EDGES = {
-    "prepare_requests": {"tryfirst": True, "trylast": False},
-    "apply_to_model": {"tryfirst": False, "trylast": True},
-    "restore": {"tryfirst": False, "trylast": True},
-}
-
-
-class _StandIn:
-    """What pluggy gets to see of a plugin: its guarded functions."""
-
-    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
-        vars(self).update(functions)
-
-
-class Host:
+class Host(Registry):
     """The plugins of one Editor, and nobody else's: cross-cutting ones, extra objects, and only the chosen method.
 
     Each hook is a method here, so callers get types, and faults of plugins come out as :class:`PluginError` that names
@@ -77,12 +58,7 @@ class Host:
         self.catalogue = catalogue
         self.method = method
         self.method_plugin: object | None = None
-        self._manager = pluggy.PluginManager(PROJECT)
-        self._manager.add_hookspecs(HookSpecs)
-        self.hook: Any = self._manager.hook
-        self._edges: dict[str, _StandIn] = {}
-        self._calls: list[list[tuple[Origin, Any]]] = []
-        self._chain: list[Sequence[EditRequest]] = []
+        super().__init__()
         for found, plugin in catalogue.plugins():
             self._register_found(found, plugin)
         if method is not None:
@@ -95,34 +71,10 @@ class Host:
         """What was left out, and why."""
         return self.catalogue.problems
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the registered plugins, in the order of registration."""
-        return tuple(name for name, _ in self._manager.list_name_plugin() if name not in self._edges)
-
-    def register(
-        self, plugin: object, name: str | None = None, distribution: str | None = None, version: str = ""
-    ) -> None:
-        """Add a plugin object or module.
-
-        Args:
-            plugin: has functions marked with ``@hookimpl``.
-            name: for messages; by default that of its class or module.
-            distribution: whom to blame; by default the top package it comes from.
-
-        Raises:
-            PluginError: an implementation is of no hook, or its arguments do not fit; nothing of it is registered.
-        """
-        described = getattr(plugin, "__name__", None) or type(plugin).__name__
-        module: str = getattr(plugin, "__module__", None) or getattr(plugin, "__name__", None) or ""
-        package = module.partition(".")[0].replace("_", "-")
-        self._register(plugin, Origin(name or described, distribution or package, version))
-
     def adapters(self) -> list[ModelAdapter]:
-        """All registered adapters for architectures."""
-        # of no class that could be named here: adapters are a later room's, whose registry checks them
+        """All registered adapters for architectures, each with the name of the distribution it came from."""
         items: list[tuple[Origin, ModelAdapter]] = self._listed("register_adapters", None)
-        return [adapter for _, adapter in items]
+        return [_stamped(origin, adapter) for origin, adapter in items]
 
     def model_sources(self) -> list[ModelSource]:
         """All registered sources of models."""
@@ -172,7 +124,8 @@ class Host:
         self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams
     ) -> Mapping[str, Any] | None:
         """What the method would do, or None when it does not say."""
-        told: Mapping[str, Any] | None = self._first("plan", Mapping, context=context, requests=requests, hparams=hparams)
+        arguments = {"context": context, "requests": requests, "hparams": hparams}
+        told: Mapping[str, Any] | None = self._first("plan", Mapping, **arguments)
         return told
 
     def compute_patch(
@@ -256,79 +209,14 @@ class Host:
         package = info.implementation.partition(":")[0].partition(".")[0].replace("_", "-")
         return Found.of(METHODS, info.name, info, distribution=package)
 
-    def _register(self, plugin: object, origin: Origin) -> None:
-        name = f"{origin.distribution}:{origin.plugin}"
-        count = sum(taken == name or taken.startswith(f"{name}#") for taken in self.names)
-        name = f"{name}#{count + 1}" if count else name
-        found = implementations(plugin, origin)
-        core = normalized(origin.distribution) == CORE
-        at_edge = [each for each in found if core and each.hook in _CORE_EDGES and not each.wrapper]
-        try:
-            self._manager.register(self._stand_in([each for each in found if each not in at_edge]), name)
-        except pluggy.PluginValidationError as error:
-            raise origin.error("register", f"cannot be registered ({reason(error)})") from error
-        if at_edge:
-            moved = [evolve(each, options={**each.options, **_CORE_EDGES[each.hook]}) for each in at_edge]
-            self._edges[f"{name} (core)"] = self._stand_in(moved)
-        # whoever is registered last is the very first or very last to be called, so the core's edges come last again
-        for edge_name, edge in self._edges.items():
-            if self._manager.has_plugin(edge_name):
-                self._manager.unregister(name=edge_name)
-            self._manager.register(edge, edge_name)
-
-    def _stand_in(self, found: Sequence[Implementation]) -> _StandIn:
-        """An object with the guarded functions, which is what pluggy gets to see."""
-        return _StandIn({
-            each.name: each.guarded(self._record, self._chained if each.hook == "prepare_requests" else None)
-            for each in found
-        })
-
-    def _chained(self, requests: Sequence[EditRequest]) -> Sequence[EditRequest]:
-        return self._chain[-1] if self._chain else requests
-
-    def _record(self, implementation: Implementation, answer: Any) -> None:
-        if self._calls:
-            self._calls[-1].append((implementation.origin, answer))
-        if implementation.hook == "prepare_requests" and self._chain:
-            self._chain[-1] = _requests(implementation.origin, answer)
-
-    @contextmanager
-    def _recording(self) -> Iterator[list[tuple[Origin, Any]]]:
-        """Who answered what, for one call of a hook (calls may nest)."""
-        self._calls.append([])
-        try:
-            yield self._calls[-1]
-        finally:
-            self._calls.pop()
-
-    def _answers(self, hook: str, **arguments: Any) -> list[tuple[Origin, Any]]:
-        """Every answer with who gave it, in the order of the calls."""
-        with self._recording() as given:
-            answers = getattr(self.hook, hook)(**arguments)
-        return [(self._origin(hook, answer, given), answer) for answer in answers]
-
-    def _first(self, hook: str, kind: type[T] | None, **arguments: Any) -> T | None:
-        with self._recording() as given:
-            answer = getattr(self.hook, hook)(**arguments)
-        if answer is not None and kind is not None and not isinstance(answer, kind):
-            origin = self._origin(hook, answer, given)
-            raise origin.error(hook, f"returned {type(answer).__name__} from {hook}, not {kind.__name__}")
-        return answer  # type: ignore[no-any-return]
-
     def _listed(self, hook: str, kind: type[T] | None) -> list[tuple[Origin, T]]:
         return listed(reversed(self._answers(hook)), hook, kind)
 
-    def _origin(self, hook: str, answer: Any, given: Sequence[tuple[Origin, Any]]) -> Origin:
-        """Whose answer this is: the very object one of them gave, or else a wrapper's work."""
-        for origin, theirs in given:
-            if theirs is answer:
-                return origin
-        wrappers = [each.plugin_name for each in getattr(self.hook, hook).get_hookimpls() if each.wrapper]
-        return Origin(f"wrapper of {hook}", " or ".join(wrappers) or "(unknown)")
 
-
-def _requests(origin: Origin, answer: Any) -> Sequence[EditRequest]:
-    if not isinstance(answer, Sequence) or isinstance(answer, (str, bytes)):
-        what = f"returned {type(answer).__name__} from prepare_requests; return a list of requests"
-        raise origin.error("prepare_requests", what)
-    return answer
+def _stamped(origin: Origin, adapter: ModelAdapter) -> ModelAdapter:
+    # adapters are a later room's, so their class cannot be named here
+    distribution = getattr(adapter, "distribution", None)
+    if distribution is None:
+        what = f"returned {type(adapter).__name__} in the list of register_adapters, not ModelAdapter"
+        raise origin.error("register_adapters", what)
+    return adapter if distribution else evolve(adapter, distribution=origin.distribution)

@@ -10,13 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from kedit_core.cli.common import console, human_bytes
-from kedit_core.evaluation import format_value
+from kedit_core.evaluation.report import format_value
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from kedit_factworld.demo_run import DemoReport
 
+_INDENT = 3
 _SHORT = 16  # hex digits of a digest that are shown
 
 
@@ -30,7 +31,7 @@ def show_report(report: DemoReport) -> None:
     _section(out, title, _readings(report))
     _section(out, "3. Measured on all probes of this case", _metrics(report))
     for warning in report.warnings:
-        out.print(Padding(Text(f"note: {warning}", "dim"), (0, 0, 0, 3)))
+        out.print(Padding.indent(Text(f"note: {warning}", "dim"), _INDENT))
     _section(out, "4. The edit as a file, on a freshly loaded copy of the model", _elsewhere(report))
     _section(out, "5. And off again: SHA-256 over all weights", _digests(report))
     out.print()
@@ -46,7 +47,7 @@ def show_report(report: DemoReport) -> None:
 def _section(out: Console, title: str, body: RenderableType) -> None:
     out.print()
     out.print(Text(title, "bold"))
-    out.print(Padding(body, (0, 0, 0, 3)))
+    out.print(Padding.indent(body, _INDENT))
 
 
 def _table(*columns: str) -> Table:

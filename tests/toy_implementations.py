@@ -1,0 +1,80 @@
+"""What the methods of toy_methods do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kedit_core import EditPatch, LowRankDelta, hookimpl
+from kedit_core.forward import Site
+from kedit_core.patches import DenseDelta
+
+
+class Nudge:
+    """Writes the unembedding of the target's first token under the key at the prompt's last token."""
+
+    @hookimpl
+    def compute_patch(self, context: Any, requests: Any, hparams: Any) -> EditPatch:
+        return context.new_patch(self.operations(context, requests, hparams), requests)
+
+    def operations(self, context: Any, requests: Any, hparams: Any) -> list[Any]:
+        layer = hparams.layer
+        found = []
+        for request in requests:
+            key = self.key(context, request, layer)
+            word = context.tokens.pair(request.prompt, request.target_new).target_ids[0]
+            value = context.adapter.lm_head.weight[word].detach().float()
+            found.append(
+                LowRankDelta(
+                    place=context.adapter.mlp_out_weight(layer),
+                    left=(hparams.strength * value / value.norm())[:, None],
+                    right=(key / key.dot(key))[None, :],
+                )
+            )
+        return found
+
+    def key(self, context: Any, request: Any, layer: int) -> Tensor:
+        site = Site(layer, "mlp_out", "input")
+        rows = context.forward.batch([context.tokens.prompt(request.prompt).ids])
+        return context.forward.run(rows, capture=[site]).activations[site][0, -1].float()
+
+
+class MutatesWeights(Nudge):
+    def operations(self, context: Any, requests: Any, hparams: Any) -> list[Any]:
+        context.adapter.mlp_out(hparams.layer).weight.data.mul_(1.5)
+        return super().operations(context, requests, hparams)
+
+
+class LeavesAHook(Nudge):
+    def operations(self, context: Any, requests: Any, hparams: Any) -> list[Any]:
+        context.adapter.block(0).register_forward_hook(lambda *_: None)
+        return super().operations(context, requests, hparams)
+
+
+class NotDeterministic(Nudge):
+    def key(self, context: Any, request: Any, layer: int) -> Tensor:
+        key = super().key(context, request, layer)
+        return key + 0.01 * torch.randn(key.shape, generator=torch.Generator().manual_seed(torch.seed()))
+
+
+class EmitsUndeclared(Nudge):
+    def operations(self, context: Any, requests: Any, hparams: Any) -> list[Any]:
+        return [
+            DenseDelta(place=delta.place, values=delta.left @ delta.right)
+            for delta in super().operations(context, requests, hparams)
+        ]
+
+
+class FailsHalfway(Nudge):
+    """Raises at the second request it is given in its life."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def operations(self, context: Any, requests: Any, hparams: Any) -> list[Any]:
+        self.calls += 1
+        if self.calls == 2:
+            raise ZeroDivisionError("a bug in the method")
+        return super().operations(context, requests, hparams)
