@@ -65,7 +65,9 @@ class Whisper(RouterKind):
 KINDS: dict[str, type[Any]] = {"test.near_key": NearKey, "test.whisper": Whisper}
 
 
-def near_key(places: Sequence[str], width: int, radius: float = 1e9, scale: float = 1.0, seed: int = 0) -> ModuleOperation:
+def near_key(
+    places: Sequence[str], width: int, radius: float = 1e9, scale: float = 1.0, seed: int = 0
+) -> ModuleOperation:
     generator = torch.Generator().manual_seed(seed)
     tensors = {"key": torch.zeros(width), "vector": scale * torch.randn(width, generator=generator)}
     return ModuleOperation(tuple(places), "test.near_key", 1, {"radius": radius}, tensors)
@@ -75,7 +77,9 @@ def whisper(text: str = "Listen. ", when: str = "Ruritania") -> RouterOperation:
     return RouterOperation("test.whisper", 1, {"text": text, "when": when})
 
 
-def random_operation(name: str, shape: Sequence[int], layout: str, kind: str, seed: int, dtype: torch.dtype) -> Operation:
+def random_operation(
+    name: str, shape: Sequence[int], layout: str, kind: str, seed: int, dtype: torch.dtype
+) -> Operation:
     """An operation of type ``kind`` for a parameter stored as ``shape``; values include zeros of both signs."""
     generator = torch.Generator().manual_seed(seed)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from core.patches.patch_kit import expected_weight, random_operation
@@ -100,7 +102,8 @@ def test_weights_are_formed_as_the_formula_says(kind: str, dtype: torch.dtype, l
 
 def test_appending_to_a_running_sum_gives_the_same_bits() -> None:
     base = torch.randn(33, 17).to(torch.bfloat16)
-    operations = [random_operation("w", base.shape, "out_in", "low_rank_delta", seed, torch.float32) for seed in range(6)]
+    draw = partial(random_operation, "w", base.shape, "out_in", "low_rank_delta", dtype=torch.float32)
+    operations = [draw(seed=seed) for seed in range(6)]
     _, total = form_weight(base, "out_in", operations[:2])  # type: ignore[arg-type]
     for count in range(3, 7):
         appended, total = form_weight(base, "out_in", operations[:count], total, count - 1)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,7 @@ def test_a_model_that_moved_under_the_stack_is_left_alone(damage: str) -> None:
     else:
         owner._forward_hooks.clear()
     digest = stack.weights_digest()
-    changes = (lambda: stack.apply(other), lambda: stack.remove(patch), stack.clear, lambda: stack.to("cpu"), stack.check)
+    changes = (lambda: stack.apply(other), lambda: stack.remove(patch), stack.clear, partial(stack.to, "cpu"), stack.check)
     for change in changes:
         with pytest.raises(StackDisturbedError):
             change()
@@ -588,6 +589,17 @@ def test_one_stack_per_model_and_copies_start_afresh() -> None:
     assert stack.weights_digest() == base_digest
 
 
+def test_an_encoder_decoder_is_followed_at_its_encoder() -> None:
+    model = model_of("t5")
+    stack = stack_of(model)
+    plain = model.generate(input_ids=IDS, max_new_tokens=3, do_sample=False)
+    with stack.applied(patch_of(stack, [near_key(["encoder.block.1"], 32, scale=50.0)])):
+        model.generate(input_ids=IDS, max_new_tokens=3, do_sample=False)
+        (kind,) = stack.patches[0].kinds
+        assert isinstance(kind, NearKey) and kind.decisions == 1
+    assert torch.equal(model.generate(input_ids=IDS, max_new_tokens=3, do_sample=False), plain)
+
+
 def test_reset_to_earlier_entries() -> None:
     model = model_of("llama")
     stack = stack_of(model)
@@ -646,5 +658,6 @@ def test_optimisers_and_gradients_survive() -> None:
 def test_module_places_describe_the_parameters_inside() -> None:
     model = model_of("llama")
     base = stack_of(model).base_of([near_key(["model.layers.1.mlp"], 32), whisper()])
-    assert sorted(base.tensors) == [f"model.layers.1.mlp.{part}.weight" for part in ("down_proj", "gate_proj", "up_proj")]
+    parts = ("down_proj", "gate_proj", "up_proj")
+    assert sorted(base.tensors) == [f"model.layers.1.mlp.{part}.weight" for part in parts]
     assert set(base.tensors[LLAMA_OUT].sha256) == {"float32", "bfloat16", "float16"}

@@ -76,17 +76,19 @@ class Editor:
     ) -> None:
         if way is not None and way not in WAYS:
             raise InputError(f"there is no way {way!r}; choose one of {', '.join(WAYS)}")
-        self.model, self.tokenizer = model, tokenizer
+        self.tokenizer = tokenizer
         self.catalogue = catalogue or Catalogue.installed()
         self.info: MethodInfo | None = self.catalogue.method(method) if method is not None else None
         self.host = Host(self.catalogue, self.info, extra=plugins)
         self.host.register(CorePlugin(), name="core", distribution="kedit-core")
         self.adapter = AdapterRegistry(self.host.adapters()).for_model(model)
+        # what wraps a model (peft) has names of its own; patches speak of the model inside
+        self.model: nn.Module = self.adapter.model
         self.tokens = TokenBoundary(tokenizer, encoder_decoder=self.adapter.is_encoder_decoder)
-        self.stack = PatchStack.of(model, catalogue=self.catalogue, view=self.adapter)
+        self.stack = PatchStack.of(self.model, catalogue=self.catalogue, view=self.adapter)
         self.settings: Resolved | None = self._resolve(hparams, overrides, preset)
         fast = bool(getattr(self.settings.hparams, "fast", True)) if self.settings else True
-        self.forward = ForwardTools(model, self.adapter, self.tokens, fast=fast, memory_budget=memory_budget)
+        self.forward = ForwardTools(self.model, self.adapter, self.tokens, fast=fast, memory_budget=memory_budget)
         self.seed, self.way = seed, way
         self.name, self.revision = name, revision
         self.options, self.resources = dict(options or {}), {k: Path(v) for k, v in (resources or {}).items()}
@@ -94,7 +96,7 @@ class Editor:
         self.memory_budget, self.progress = memory_budget, progress
         self._memo: dict[Any, Any] = {}
         self._previous: EditPatch | None = None
-        self._base = Answers(model, self.adapter, self.tokens, stack=self.stack, base=True)
+        self._base = Answers(self.model, self.adapter, self.tokens, stack=self.stack, base=True)
 
     @classmethod
     def from_pretrained(

@@ -1,4 +1,4 @@
-"""The host of one Editor: its plugin manager, and each hook as a plain, typed method."""
+"""The host of one Editor: what it registers, and each hook as a plain, typed method."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from kedit_core.errors import KeditError, MethodError
 from kedit_core.plugins._catalogue import Catalogue, Problem
 from kedit_core.plugins._entries import FOREIGN_FAILURES, METHODS, Found, load_object, reason
 from kedit_core.plugins._guard import Origin, implementations
-from kedit_core.plugins._merge import chosen, listed, merged
+from kedit_core.plugins._merge import chosen, listed, merged, passed_on
+from kedit_core.plugins._registry import Registry
 
 if TYPE_CHECKING:
     from kedit_core.editing import EditContext
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from kedit_core.requests import EditRequest
 
 T = TypeVar("T")
+
 
 class Host(Registry):
     """The plugins of one Editor, and nobody else's: cross-cutting ones, extra objects, and only the chosen method.
@@ -55,10 +57,10 @@ class Host(Registry):
         Raises:
             PluginError: the method or one of ``extra`` cannot be loaded or registered.
         """
+        super().__init__()
         self.catalogue = catalogue
         self.method = method
         self.method_plugin: object | None = None
-        super().__init__()
         for found, plugin in catalogue.plugins():
             self._register_found(found, plugin)
         if method is not None:
@@ -116,7 +118,7 @@ class Host(Registry):
         self._chain.append(requests)
         try:
             answers = self._answers("prepare_requests", context=context, requests=requests)
-            return _requests(*answers[-1]) if answers else requests
+            return passed_on(*answers[-1]) if answers else requests
         finally:
             self._chain.pop()
 

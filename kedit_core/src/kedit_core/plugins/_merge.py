@@ -53,6 +53,14 @@ def chosen(items: Iterable[tuple[Origin, T]], names: Mapping[int, Iterable[str]]
     return having[0][1]
 
 
+def passed_on(origin: Origin, answer: Any) -> Sequence[Any]:
+    """What a link of the chain of ``prepare_requests`` hands to the next; PluginError when it is no list."""
+    if not isinstance(answer, Sequence) or isinstance(answer, (str, bytes)):
+        what = f"returned {type(answer).__name__} from prepare_requests; return a list of requests"
+        raise origin.error("prepare_requests", what)
+    return answer
+
+
 def merged(
     answers: Iterable[tuple[Origin, Any]], declared: Sequence[tuple[Origin, MetricInfo]]
 ) -> dict[str, MetricResult]:

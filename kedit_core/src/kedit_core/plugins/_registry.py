@@ -12,6 +12,7 @@ from attrs import evolve
 from kedit_core.contract import PROJECT, HookSpecs
 from kedit_core.plugins._entries import CORE, normalized, reason
 from kedit_core.plugins._guard import Implementation, Origin, implementations
+from kedit_core.plugins._merge import passed_on
 
 if TYPE_CHECKING:
     from kedit_core.requests import EditRequest
@@ -105,7 +106,7 @@ class Registry:
         if self._calls:
             self._calls[-1].append((implementation.origin, answer))
         if implementation.hook == "prepare_requests" and self._chain:
-            self._chain[-1] = _requests(implementation.origin, answer)
+            self._chain[-1] = passed_on(implementation.origin, answer)
 
     @contextmanager
     def _recording(self) -> Iterator[list[tuple[Origin, Any]]]:
@@ -137,10 +138,3 @@ class Registry:
                 return origin
         wrappers = [each.plugin_name for each in getattr(self.hook, hook).get_hookimpls() if each.wrapper]
         return Origin(f"wrapper of {hook}", " or ".join(wrappers) or "(unknown)")
-
-
-def _requests(origin: Origin, answer: Any) -> Sequence[EditRequest]:
-    if not isinstance(answer, Sequence) or isinstance(answer, (str, bytes)):
-        what = f"returned {type(answer).__name__} from prepare_requests; return a list of requests"
-        raise origin.error("prepare_requests", what)
-    return answer

@@ -13,7 +13,7 @@ from kedit_core.requests import EditRequest
 from kedit_factworld import files
 
 DEFAULT_MODEL = "factworld:llama"
-DEFAULT_CASE = "fw-0099"
+DEFAULT_CASE = "fw-0189"
 DEFAULT_OUTPUT = Path("kedit-demo.safetensors")
 
 
