@@ -153,7 +153,7 @@ def test_requests_made_in_code_are_checked_too() -> None:
     check_requests([good])
     with pytest.raises(RequestError, match="request 2, prompt: is empty"):
         check_requests([good, bad])
-    with pytest.raises(RequestError, match="the edit request has 1 fault:\n  prompt: is empty"):
+    with pytest.raises(RequestError, match="1 fault in the edit request:\n  prompt: is empty"):
         check_requests([bad])
 
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 
+SHOWN_FAULTS = 50
+
+
 class KeditError(Exception):
     """The one base class; catching it catches everything kedit raises on purpose."""
 
@@ -33,8 +36,11 @@ class FaultsError(InputError):
     def __init__(self, source: str, faults: Sequence[str]) -> None:
         self.source = source
         self.faults = tuple(faults)
-        listing = "\n".join(f"  {fault}" for fault in self.faults)
-        super().__init__(f"{source} has {len(self.faults)} fault{'s' * (len(self.faults) != 1)}:\n{listing}")
+        shown = [f"  {fault}" for fault in self.faults[:SHOWN_FAULTS]]
+        if len(self.faults) > SHOWN_FAULTS:
+            shown.append(f"  ... and {len(self.faults) - SHOWN_FAULTS} more (all are in the error's faults)")
+        listing = "\n".join(shown)
+        super().__init__(f"{len(self.faults)} fault{'s' * (len(self.faults) != 1)} in {source}:\n{listing}")
 
 
 class RequestError(FaultsError):

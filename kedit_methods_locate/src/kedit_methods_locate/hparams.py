@@ -48,6 +48,8 @@ class LocateHyperParams(HyperParams):
             papers' text).
         early_stop_loss: a request whose loss falls below this is done.
         mom2_adjustment: use the second-moment statistic; False takes the identity, which is not ROME as published.
+        mom2_ridge: added to the statistic's diagonal, as a share of its mean; 0 for none, as in the papers. Where units
+            are (nearly) never active it keeps updates from growing in their directions without limit.
         mom2_documents: documents of the corpus that the statistic is taken from, at most.
         mom2_max_len: tokens of a document that are read; None for the model's positions, at most 2048.
         mom2_skip_first_token: leave position 0 out of the statistic (its key often dwarfs all others).
@@ -64,6 +66,7 @@ class LocateHyperParams(HyperParams):
     kl_position: KlPosition = field(default="subject", validator=validators.in_(get_args(KlPosition)))
     early_stop_loss: float = field(default=0.05, validator=validators.ge(0))
     mom2_adjustment: bool = True
+    mom2_ridge: float = field(default=0.0, validator=[validators.ge(0), validators.le(1)])
     mom2_documents: int = field(default=100_000, validator=validators.ge(1))
     mom2_max_len: int | None = field(default=None, validator=validators.optional(validators.ge(2)))
     mom2_skip_first_token: bool = False

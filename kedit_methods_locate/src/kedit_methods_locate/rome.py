@@ -24,7 +24,7 @@ from kedit_core.requests import EditRequest
 from kedit_methods_locate.hparams import RomeHyperParams, RRomeHyperParams
 from kedit_methods_locate.keys import average
 from kedit_methods_locate.rows import Rewrite, rewrite
-from kedit_methods_locate.stats import statistics_for, whereabouts
+from kedit_methods_locate.stats import Statistic, statistics_for, whereabouts
 from kedit_methods_locate.templates import BARE, context_templates
 from kedit_methods_locate.update import RankOne, direction, rank_one
 from kedit_methods_locate.value import Values, bytes_needed, search
@@ -75,6 +75,7 @@ class Rome:
         place = context.adapter.mlp_out_weight(layer)
         templates = context_templates(context, hparams)
         statistic = statistics_for(context, [layer], hparams)[layer] if hparams.mom2_adjustment else None
+        factor = statistic.factorised(hparams.mom2_ridge) if statistic else None
         deltas: list[LowRankDelta] = []
         records: list[dict[str, Any]] = []
         with context.provisional() as writer:
@@ -82,9 +83,9 @@ class Rome:
                 rows = rewrite(context.tokens, request, templates, hparams.fact_token)
                 values = search(context.forward, [rows], layer, hparams, memory_budget=context.memory_budget)
                 pieces = self.pieces(values, hparams)
-                towards = direction(pieces.towards, statistic.solve if statistic else None)
+                towards = direction(pieces.towards, factor.solve if factor else None)
                 update = rank_one(pieces.residual, pieces.key, towards)
-                self._check(context, request, hparams, values, update)
+                self._check(context, request, hparams, values, update, statistic)
                 delta = _delta(context, place, update)
                 deltas.append(delta)
                 records.append(_record(rows, values, update))
@@ -115,7 +116,13 @@ class Rome:
         return original_pieces(values)
 
     def _check(
-        self, context: EditContext, request: EditRequest, hparams: RomeHyperParams, values: Values, update: RankOne
+        self,
+        context: EditContext,
+        request: EditRequest,
+        hparams: RomeHyperParams,
+        values: Values,
+        update: RankOne,
+        statistic: Statistic | None,
     ) -> None:
         probability = float(values.probability[0])
         if probability < _REACHED:
@@ -136,15 +143,17 @@ class Rome:
                 f"ROME's divisor for {request.prompt!r} is far below that of the averaged key, so the update is large "
                 "for every other key",
             )
-        weight = context.stack.base(context.adapter.mlp_out_weight(hparams.layer))
-        relative = update.norm / float(torch.linalg.vector_norm(weight.float()))
-        if relative > _ABSURD:
-            context.warn(
-                "large_update",
-                relative,
-                "set or lower clamp_norm_factor, or choose another layer",
-                f"the update for {request.prompt!r} is {relative:.2g} times as large as the weight it is added to",
-            )
+        if statistic is not None:
+            moved = update.norm * statistic.spread(update.right)
+            relative = moved / float(values.clean.outputs[0].double().norm(dim=-1).mean())
+            if relative > _ABSURD:
+                context.warn(
+                    "large_update",
+                    relative,
+                    "set or lower clamp_norm_factor, set mom2_ridge, or choose another layer",
+                    f"the update for {request.prompt!r} moves the layer's output on ordinary text by {relative:.2g} "
+                    "times its size at the subject",
+                )
 
 
 class RRome(Rome):

@@ -152,10 +152,18 @@ def test_prompts_that_are_refused(make_kit: Any) -> None:
     with pytest.raises(InputError, match="at least one token"):
         generate(kit, [[]], 3)
     with pytest.raises(InputError, match="128 positions"):
-        generate(kit, [[5] * 120], 9)
-    assert len(generate(kit, [[5] * 120], 8, ignore_eos=True)[0]) == 8
+        generate(kit, [[5] * 129], 9)
     assert generate(kit, [], 3) == []
     assert generate(kit, [[5]], 0) == [[]]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "llama"])
+def test_a_row_ends_where_the_positions_do(make_kit: Any, family: str) -> None:
+    kit = make_kit(family)
+    rows = [[5, 6, 7] * 41, [8] * 128, [9] * 10, [10, 11, 12] * 41]
+    got = generate(kit, rows, 20, ignore_eos=True)
+    assert [len(ids) for ids in got] == [6, 1, 20, 6]
+    assert [generate(kit, [row], 20, ignore_eos=True)[0] for row in rows] == got
 
 
 # ------------------------------------------------------------------ scoring

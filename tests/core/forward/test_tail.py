@@ -297,7 +297,7 @@ def test_a_call_that_cannot_be_read_falls_back(make_kit: Any, caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "kedit_core.forward"):
         tail = odd.tools().tail(batch, 0, positions, where)
     assert not tail.fast
-    assert "no fast path" in caplog.text
+    assert "there is no fast path" in caplog.text
     compare(odd, tail, batch, 0, positions, where, 1e-5)
 
 

@@ -12,7 +12,7 @@ from kedit_core.cli.common import as_json, emit, human_bytes, json_option, note,
 from kedit_core.cli.model_options import model_options, open_editor, read_requests
 from kedit_core.contract import SCENARIOS
 from kedit_core.errors import InputError
-from kedit_core.requests import EditRequest
+from kedit_core.requests import EditRequest, check_requests
 
 if TYPE_CHECKING:
     from kedit_core.editing import Editor, EditResult
@@ -78,7 +78,8 @@ def edit(
     from kedit_core.evaluation import resolve_protocols
 
     installed = catalogue(context)
-    requests = _requests(installed, source, prompt, subject, target, ground_truth)[:limit]
+    needs_subject = installed.method(method).needs_subject
+    requests = _requests(installed, needs_subject, source, prompt, subject, target, ground_truth)[:limit]
     resolve_protocols(protocols)  # a misspelt protocol is said before the model is loaded
     many_files = mode == "single" and len({request.case_id or id(request) for request in requests}) > 1
     _check_output(output, folder=many_files)
@@ -133,6 +134,7 @@ class _CaseSaver:
 
 def _requests(
     installed: Catalogue,
+    needs_subject: bool,
     source: str | None,
     prompt: str | None,
     subject: str | None,
@@ -144,10 +146,12 @@ def _requests(
     if source is not None:
         if any(text is not None for text in (prompt, subject, target, ground_truth)):
             raise InputError("give either --requests, or --prompt with --subject and --target, not both")
-        return read_requests(source, Host(installed))
+        return read_requests(source, Host(installed), needs_subject=needs_subject)
     if prompt is None or target is None:
         raise InputError("there is nothing to edit: give --prompt and --target (and --subject), or --requests FILE")
-    return [EditRequest(prompt=prompt, subject=subject, target_new=target, ground_truth=ground_truth)]
+    request = EditRequest(prompt=prompt, subject=subject, target_new=target, ground_truth=ground_truth)
+    check_requests([request], needs_subject=needs_subject)  # before a model is loaded
+    return [request]
 
 
 def _check_output(output: Path | None, *, folder: bool) -> None:

@@ -10,7 +10,7 @@ import click
 
 from kedit_core.cli.common import progress
 from kedit_core.contract import WAYS
-from kedit_core.errors import InputError, UnknownNameError
+from kedit_core.errors import InputError
 from kedit_core.requests import EditRequest, load_requests
 
 if TYPE_CHECKING:
@@ -87,18 +87,18 @@ def open_editor(
     return editor
 
 
-def read_requests(source: str, host: Host) -> list[EditRequest]:
+def read_requests(source: str, host: Host, *, needs_subject: bool = False) -> list[EditRequest]:
     """Requests of a file, or of a registered dataset by its name.
 
     Raises UnknownNameError when it is neither, RequestError for what is wrong in the file.
     """
     if Path(source).is_file():
-        return load_requests(Path(source))
-    datasets = {info.name: info for info in host.datasets() if info.requests is not None}
-    info = datasets.get(source)
-    if info is None or info.requests is None:
-        known = ", ".join(sorted(datasets)) or "none"
-        raise UnknownNameError(f"{source!r} is neither a file nor a registered dataset (registered: {known}); check the path")
+        return load_requests(Path(source), needs_subject=needs_subject)
+    if Path(source).suffix:
+        raise InputError(f"there is no file {source}; check the path")
+    info = host.dataset(source)
+    if info.requests is None:
+        raise InputError(f"dataset {source!r} has no edit requests; give a file of them")
     return list(info.requests())
 
 

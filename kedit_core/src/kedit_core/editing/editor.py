@@ -475,13 +475,10 @@ class Editor:
                     f"method {self.info.name!r} takes {cls.__name__}, and got {type(hparams).__name__}; "
                     "give settings of the right class, a mapping or a file"
                 )
-            given: Mapping[str, Any] = hparams.to_dict()
-            return resolve(cls, self.adapter.shape, presets=None, file=None, overrides={**given, **_mapping(overrides)})
+            return resolve(cls, overrides={**hparams.to_dict(), **_mapping(overrides)})
         file = Path(hparams) if isinstance(hparams, str | Path) else None
         merged = {**hparams, **_mapping(overrides)} if isinstance(hparams, Mapping) else overrides
-        return resolve(
-            cls, self.adapter.shape, presets=self.info.presets, preset=preset, file=file, overrides=merged
-        )
+        return resolve(cls, self.adapter.shape, presets=self.info.presets, preset=preset, file=file, overrides=merged)
 
     @contextmanager
     def _undone_on_failure(self) -> Iterator[None]:

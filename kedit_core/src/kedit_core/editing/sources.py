@@ -36,14 +36,9 @@ def resolve_model(model: str, host: Host, revision: str | None = None) -> ModelF
         UnknownNameError: a registered prefix with an unknown name, or a Hub id that cannot be had.
         InputError: a local folder without config.json.
     """
-    sources = host.model_sources()
-    names = {name: source for source in sources for name in source.names}
-    if model in names:
-        return ModelFolder(folder=Path(names[model].folder(model)), name=model)
-    prefix = model.partition(":")[0]
-    if ":" in model and prefix in {name.partition(":")[0] for name in names}:
-        known = ", ".join(sorted(name for name in names if name.startswith(f"{prefix}:")))
-        raise UnknownNameError(f"there is no model {model!r}; registered under {prefix!r} are: {known}")
+    names = {name for source in host.model_sources() for name in source.names}
+    if model in names or (":" in model and model.partition(":")[0] in {name.partition(":")[0] for name in names}):
+        return ModelFolder(folder=Path(host.model_source(model).folder(model)), name=model)
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

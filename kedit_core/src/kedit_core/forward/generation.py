@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, frozen
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -57,8 +57,8 @@ def generate_ids(
 ) -> list[list[int]]:
     """Continue every prompt; gives the new ids of each, without the end-of-sequence token.
 
-    A row ends at an end-of-sequence token (of the generation config or the config), when ``stop`` says so, or after
-    ``max_new_tokens``; rows that have ended leave the batch at once.
+    A row ends at an end-of-sequence token (of the generation config or the config), when ``stop`` says so, after
+    ``max_new_tokens``, or when the model's positions are used up; rows that have ended leave the batch at once.
 
     Args:
         prompts: token ids with special tokens, as ``boundary.prompt(text).ids``.
@@ -71,17 +71,14 @@ def generate_ids(
     Memory: the KV cache of one batch, that is, of ``batch_tokens`` tokens, and one row of logits per prompt in it.
 
     Raises:
-        InputError: an empty prompt, or more tokens than the model has positions for.
+        InputError: an empty prompt, or one longer than the model's positions.
     """
     if max_new_tokens < 0 or any(len(prompt) == 0 for prompt in prompts):
         raise InputError("generation needs prompts of at least one token, and max_new_tokens >= 0")
     limit = None if view.is_encoder_decoder else view.max_positions
     longest = max((len(prompt) for prompt in prompts), default=0)
-    if limit is not None and longest + max_new_tokens > limit:
-        raise InputError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {limit} positions; "
-            "shorten the prompt or ask for fewer tokens"
-        )
+    if limit is not None and longest > limit:
+        raise InputError(f"a prompt of {longest} tokens exceeds the model's {limit} positions; shorten it")
     results: list[list[int]] = [[] for _ in prompts]
     if max_new_tokens == 0 or not prompts:
         return results
@@ -89,19 +86,37 @@ def generate_ids(
     if sampler is not None:
         seeds = torch.randint(2**62, (len(prompts),), generator=sampler.generator, device=sampler.generator.device)
     ends = frozenset() if ignore_eos else end_ids(model)
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     with torch.no_grad(), evaluating(model):
-        for group in buckets(lengths, batch_tokens):
-            rows = [_Row(i, prompts[i], results[i]) for i in group]
-            for row in rows:
-                if sampler is not None and seeds is not None:
-                    row.generator = torch.Generator().manual_seed(int(seeds[row.index]))
+        for group in _groups([len(prompt) for prompt in prompts], max_new_tokens, limit, batch_tokens):
+            rows = [_Row(prompts[i], results[i]) for i in group]
+            for row, i in zip(rows, group, strict=True):
+                if stop is not None:
+                    row.before = boundary.decode(row.prompt)
+                if seeds is not None:
+                    row.generator = torch.Generator().manual_seed(int(seeds[i]))
             pad = boundary.pad_id
             batch = collate([row.prompt for row in rows], pad, padding_side, first_device(model))
             decoder: _Decoder = (_Seq2Seq if view.is_encoder_decoder else _Causal)(model, view, batch)
+            # the last token is not fed again, so it needs no position
+            room = max_new_tokens if limit is None else min(max_new_tokens, limit - batch.width + 1)
             with _told(scope, batch):
-                _decode(decoder, rows, max_new_tokens, ends, stop, boundary, scope, sampler)
+                _decode(decoder, rows, room, ends, stop, boundary, scope, sampler)
     return results
+
+
+def _groups(lengths: Sequence[int], new: int, limit: int | None, batch_tokens: int) -> list[list[int]]:
+    """Batches of prompts; those that may run out of positions only with others of the very same length, so that no
+    row's answer depends on the others, nor a column lies beyond the positions."""
+    roomy = [i for i, length in enumerate(lengths) if limit is None or length + new - 1 <= limit]
+    tight: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        if limit is not None and length + new - 1 > limit:
+            tight.setdefault(length, []).append(i)
+    groups = []
+    for members in (roomy, *tight.values()):
+        chosen = buckets([lengths[i] + new for i in members], batch_tokens)
+        groups += [[members[k] for k in group] for group in chosen]
+    return groups
 
 
 def end_ids(model: PreTrainedModel) -> frozenset[int]:
@@ -115,10 +130,10 @@ def end_ids(model: PreTrainedModel) -> frozenset[int]:
 
 @define(eq=False)
 class _Row:
-    index: int
     prompt: Sequence[int]
     new: list[int]
-    generator: torch.Generator | None = field(default=None, kw_only=True)
+    before: str | None = None
+    generator: torch.Generator | None = None
 
 
 @contextmanager
@@ -148,7 +163,7 @@ def _decode(
             if token in ends:
                 continue
             row.new.append(token)
-            if stop is None or not stop(boundary.continuation(row.prompt, row.new)):
+            if stop is None or not stop(boundary.continuation(row.prompt, row.new, row.before)):
                 going.append(i)
         if not going or step + 1 == max_new_tokens:
             return

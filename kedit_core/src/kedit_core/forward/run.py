@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
@@ -15,24 +14,19 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from kedit_core.errors import InputError
 from kedit_core.forward.batch import Batch, Side, collate, shift_right
-from kedit_core.forward.calls import BlockCalls, Unfit, record_calls, run_blocks
+from kedit_core.forward.calls import BlockCalls, record_calls, run_blocks
+from kedit_core.forward.portions import portion, run_portions
 from kedit_core.forward.scope import PromptScope
 from kedit_core.forward.sites import AnySite, Injection, Site, module_at
 from kedit_core.forward.state import Stop, Taps, evaluating, first_device, injected, picked, with_input
 from kedit_core.forward.state import frozen as frozen_parameters
-from kedit_core.forward.tail import FastTail, PlainTail, Tail, TailPlan
+from kedit_core.forward.tail import PlainTail, Tail, TailPlan, check_plan, fast_tail
 from kedit_core.forward.tokens import TokenBoundary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from kedit_core.models import ModelView
-
-logger = logging.getLogger(__name__)
-
-# logits of both paths are compared once; only a path that computes something else is off by more than this
-_SAME = {torch.float64: 1e-6, torch.float32: 1e-3}
-_SAME_HALF = 0.1
 
 
 @frozen(eq=False)
@@ -78,7 +72,7 @@ class ForwardTools:
         self.fast = fast
         self.memory_budget = memory_budget
         self.scope = scope
-        self._verified: dict[tuple[Any, ...], bool] = {}
+        self._trusted: dict[tuple[Any, ...], bool] = {}
 
     @property
     def device(self) -> torch.device:
@@ -135,9 +129,9 @@ class ForwardTools:
         """
         if output_gradients and (loss is None or logits_at is None):
             raise InputError("output gradients need a loss and logits_at")
-        portion = self._portion(batch, capture, at is None)
-        if portion < batch.rows and not grad and not output_gradients and loss is None:
-            return self._run_portions(batch, portion, capture, inject, at, stop_after, logits_at)
+        size = portion(self.view, batch, len(capture) if at is None else 0, self.memory_budget)
+        if size < batch.rows and not grad and not output_gradients:
+            return run_portions(self, batch, size, capture, inject, at, stop_after, logits_at)
         out = Run()
         probes: dict[AnySite, Tensor] = {}
         logits: Tensor | None = None
@@ -191,10 +185,10 @@ class ForwardTools:
         module_at(self.view, Site(layer, "mlp"))
         columns, cells = (t.detach().to("cpu", torch.long) for t in (positions, logits_at))
         plan = TailPlan(batch, layer, columns, cells)
-        self._check_cells(plan)
+        check_plan(self.view, plan)
         # module operations on the stack read whole rows, which the fast path does not give them
         if self.fast and not (self.scope is not None and self.scope.watching):
-            tail = self._fast_tail(plan, tuple(capture), at)
+            tail = fast_tail(self, plan, tuple(capture), at, self._trusted)
             if tail is not None:
                 return tail
         captured = self.run(batch, capture=capture, at=at).activations if capture else {}
@@ -314,97 +308,6 @@ class ForwardTools:
         ):
             yield
 
-    def _check_cells(self, plan: TailPlan) -> None:
-        batch, positions, cells = plan.batch, plan.positions, plan.logits_at
-        columns = batch.width
-        if self.view.is_encoder_decoder:
-            if batch.decoder_input_ids is None:
-                raise InputError("a tail through a decoder needs decoder_input_ids; give batch() the targets")
-            columns = int(batch.decoder_input_ids.shape[1])
-        if positions.shape != (batch.rows,) or not bool(((positions >= 0) & (positions < batch.width)).all()):
-            raise InputError(f"positions must be one column of {batch.width} for each of {batch.rows} rows")
-        if cells.dim() != 2 or cells.shape[1] != 2 or cells.shape[0] == 0:
-            raise InputError(f"logits_at must be [n, 2] (row, column) pairs, not {list(cells.shape)}")
-        if not bool(((cells >= 0) & (cells < torch.tensor([batch.rows, columns]))).all()):
-            raise InputError(f"logits_at names cells outside of {batch.rows} rows and {columns} columns")
-
-    def _fast_tail(self, plan: TailPlan, capture: tuple[AnySite, ...], at: Tensor | None) -> FastTail | None:
-        try:
-            with evaluating(self.model):
-                tail = FastTail(self, plan, capture, at)
-        except Unfit as exc:
-            logger.warning("no fast path for %s (%s); the plain one is used", type(self.model).__name__, exc)
-            return None
-        if tail.traits not in self._verified:
-            self._verified[tail.traits] = self._same(tail, PlainTail(self, plan, {}))
-            if not self._verified[tail.traits]:
-                logger.warning("the fast path of %s is not exact; the plain one is used", type(self.model).__name__)
-        return tail if self._verified[tail.traits] else None
-
-    def _same(self, fast: FastTail, plain: PlainTail) -> bool:
-        generator = torch.Generator().manual_seed(0)
-        delta = torch.randn(fast.plan.batch.rows, self.view.hidden_size, generator=generator)
-        # as large as the stream it is added to, so that a wrong column or mask shows
-        delta = delta.to(fast.hidden.device) * fast.hidden.float().std().clamp(min=1e-3)
-        with torch.no_grad():
-            try:
-                got = fast.logits(delta)
-            except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as exc:
-                logger.warning("the fast path of %s failed: %s", type(self.model).__name__, exc)
-                return False
-            want = plain.logits(delta)
-        bound = _SAME.get(got.dtype, _SAME_HALF) * max(1.0, float(want.abs().max()))
-        return bool((got.float() - want.float()).abs().max() <= bound)
-
-    def _portion(self, batch: Batch, capture: Sequence[AnySite], whole: bool) -> int:
-        if self.memory_budget is None:
-            return batch.rows
-        width = self.view.hidden_size
-        inner = self.view.mlp_size(0)
-        # one block's working set (residual, attention, MLP) and what is kept of it
-        cell = 8 * width + 3 * inner + (len(capture) * max(width, inner) if whole else 0)
-        size = next(self.model.parameters()).element_size()
-        return int(max(1, min(batch.rows, self.memory_budget // max(1, cell * size * batch.width))))
-
-    def _run_portions(
-        self,
-        batch: Batch,
-        portion: int,
-        capture: Sequence[AnySite],
-        inject: Sequence[Injection],
-        at: Tensor | None,
-        stop_after: int | None,
-        logits_at: Tensor | None,
-    ) -> Run:
-        parts: list[Run] = []
-        order_at: list[Tensor] = []
-        order_logits: list[Tensor] = []
-        for start in range(0, batch.rows, portion):
-            rows = slice(start, min(start + portion, batch.rows))
-            here_at, index_at = _within(at, rows)
-            here_logits, index_logits = _within(logits_at, rows)
-            order_at.append(index_at)
-            order_logits.append(index_logits)
-            parts.append(
-                self.run(
-                    batch.select(rows),
-                    capture=capture,
-                    inject=[_narrowed(injection, rows) for injection in inject],
-                    at=here_at,
-                    stop_after=stop_after,
-                    logits_at=here_logits,
-                )
-            )
-        back = None if at is None else torch.argsort(torch.cat(order_at))
-        activations: dict[AnySite, Tensor] = {}
-        for site in capture:
-            joined = torch.cat([part.activations[site] for part in parts])
-            activations[site] = joined if back is None else joined[back.to(joined.device)]
-        if logits_at is None:
-            return Run(activations)
-        logits = torch.cat([part.logits for part in parts if part.logits is not None])
-        return Run(activations, logits[torch.argsort(torch.cat(order_logits)).to(logits.device)])
-
 
 def decoder_start(model: PreTrainedModel) -> int:
     """The id an encoder-decoder's decoder begins with.
@@ -421,19 +324,3 @@ def decoder_start(model: PreTrainedModel) -> int:
 def takes(model: nn.Module, argument: str) -> bool:
     """Whether a model's forward pass has this argument."""
     return argument in inspect.signature(model.forward).parameters
-
-
-def _within(cells: Tensor | None, rows: slice) -> tuple[Tensor | None, Tensor]:
-    if cells is None:
-        return None, torch.empty(0, dtype=torch.long)
-    cells = cells.cpu()
-    chosen = ((cells[:, 0] >= rows.start) & (cells[:, 0] < rows.stop)).nonzero().flatten()
-    return cells[chosen] - torch.tensor([rows.start, 0]), chosen
-
-
-def _narrowed(injection: Injection, rows: slice) -> Injection:
-    cells, chosen = _within(torch.stack([injection.rows.cpu(), injection.positions.cpu()], dim=1), rows)
-    if cells is None:
-        return injection
-    values = injection.values if injection.values.dim() == 1 else injection.values[chosen.to(injection.values.device)]
-    return evolve(injection, rows=cells[:, 0], positions=cells[:, 1], values=values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +29,16 @@ from kedit_core.forward.state import frozen as frozen_parameters
 
 if TYPE_CHECKING:
     from kedit_core.forward.run import ForwardTools
+    from kedit_core.models import ModelView
+
+logger = logging.getLogger(__name__)
+
+# logits of both paths are compared once; only a path that computes something else is off by more than this
+_SAME = {torch.float64: 1e-5, torch.float32: 1e-3}
+_SAME_HALF = 0.1
+
+# what a model that handles its cache, masks or positions in a way of its own may raise when its blocks are called alone
+_MISFITS = (Unfit, RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 
 @frozen(eq=False)
@@ -140,6 +151,8 @@ class FastTail(Tail):
             taps.stop_at(ending, "output", lambda: True)
             with suppress(Stop):
                 tools.model(**tools.inputs(batch))
+        if unread := [site for site in capture if site not in self.captured]:
+            self.captured.update(tools.run(batch, capture=unread, at=at).activations)
         self.hidden = start[0][:, self.first : self.end].detach().clone()
         self.after = calls.after
         self.arguments = self._arguments(calls, cache)
@@ -184,3 +197,57 @@ class FastTail(Tail):
         return view.head(hidden[where[:, 0], where[:, 1] - self.first])
 
 
+def check_plan(view: ModelView, plan: TailPlan) -> None:
+    """Refuse positions and cells that the batch does not have.
+
+    Raises:
+        InputError: such a position or cell, or an encoder-decoder's batch without decoder input.
+    """
+    batch, positions, cells = plan.batch, plan.positions, plan.logits_at
+    columns = batch.width
+    if view.is_encoder_decoder:
+        if batch.decoder_input_ids is None:
+            raise InputError("a tail through a decoder needs decoder_input_ids; give batch() the targets")
+        columns = int(batch.decoder_input_ids.shape[1])
+    if positions.shape != (batch.rows,) or not bool(((positions >= 0) & (positions < batch.width)).all()):
+        raise InputError(f"positions must be one column of {batch.width} for each of {batch.rows} rows")
+    if cells.dim() != 2 or cells.shape[1] != 2 or cells.shape[0] == 0:
+        raise InputError(f"logits_at must be [n, 2] (row, column) pairs, not {list(cells.shape)}")
+    if not bool(((cells >= 0) & (cells < torch.tensor([batch.rows, columns]))).all()):
+        raise InputError(f"logits_at names cells outside of {batch.rows} rows and {columns} columns")
+
+
+def fast_tail(
+    tools: ForwardTools,
+    plan: TailPlan,
+    capture: tuple[AnySite, ...],
+    at: Tensor | None,
+    trusted: dict[tuple[Any, ...], bool],
+) -> FastTail | None:
+    """A fast tail, or None where the model does not allow it.
+
+    ``trusted`` remembers for each kind of batch whether the fast path gave the plain one's logits; a new kind is tried.
+    """
+    name = type(tools.model).__name__
+    try:
+        with evaluating(tools.model):
+            tail = FastTail(tools, plan, capture, at)
+        if tail.traits not in trusted:
+            trusted[tail.traits] = _same(tail, PlainTail(tools, plan, {}))
+            if not trusted[tail.traits]:
+                logger.warning("the fast path of %s gives other logits; the plain one is used", name)
+    except _MISFITS as exc:
+        logger.warning("there is no fast path for %s (%s); the plain one is used", name, exc)
+        return None
+    return tail if trusted[tail.traits] else None
+
+
+def _same(fast: FastTail, plain: PlainTail) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(fast.plan.batch.rows, fast.view.hidden_size, generator=generator)
+    # as large as the stream it is added to, so that a wrong column or mask shows
+    delta = delta.to(fast.hidden.device) * fast.hidden.float().std().clamp(min=1e-3)
+    with torch.no_grad():
+        got, want = fast.logits(delta), plain.logits(delta)
+    bound = _SAME.get(got.dtype, _SAME_HALF) * max(1.0, float(want.abs().max()))
+    return bool((got.float() - want.float()).abs().max() <= bound)

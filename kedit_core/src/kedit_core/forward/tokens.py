@@ -144,14 +144,15 @@ class TokenBoundary:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
-    def continuation(self, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
+    def continuation(self, prompt_ids: Sequence[int], new_ids: Sequence[int], before: str | None = None) -> str:
         """Text of ``new_ids`` as it follows ``prompt_ids``, its leading space kept.
 
         (A SentencePiece tokenizer drops the leading space of what it decodes, so the new ids alone are not enough.)
+        ``before`` is ``decode(prompt_ids)`` where it is known already.
         """
         if self.encoder_decoder:
             return self.decode(new_ids)
-        before = self.decode(prompt_ids)
+        before = self.decode(prompt_ids) if before is None else before
         whole = self.decode([*prompt_ids, *new_ids])
         return whole[len(before) :] if whole.startswith(before) else self.decode(new_ids)
 

@@ -77,9 +77,12 @@ class _Rows:
         dtype, device = exact_dtype(weight.dtype), weight.device
         self.factors: tuple[Tensor, Tensor] | None = None
         self.whole: Tensor | None = None
+        self.may_be_zero = True
         if isinstance(delta, LowRankDelta) and delta.rank == 1:
             left, right = delta.left.to(device, dtype), delta.right.to(device, dtype)
             self.factors = (right.T, left.T) if layout == "in_out" else (left, right)
+            # rounding is monotone, so no product is smaller than that of the smallest factors
+            self.may_be_zero = not bool(left.abs().min() * right.abs().min() > 0) if weight.numel() else False
         else:
             whole = delta.delta(out_in_shape(tuple(weight.shape), layout), dtype, device)
             self.whole = whole.T if layout == "in_out" else whole
@@ -90,8 +93,9 @@ class _Rows:
             torch.mul(self.factors[0][start:end], self.factors[1], out=target)
         elif self.whole is not None:
             target.copy_(_rows(self.whole, start, end))
-        # 0 + d, which turns a negative zero into zero
-        target.add_(0.0)
+        if self.may_be_zero:
+            # 0 + d, which turns a negative zero into zero
+            target.add_(0.0)
 
 
 def _rows(tensor: Tensor, start: int, end: int) -> Tensor:

@@ -19,7 +19,7 @@ def check_requests(requests: Sequence[EditRequest], *, needs_subject: bool = Fal
     """
     several = len(requests) > 1
     faults = [
-        f"request {number}, {fault}" if several else fault
+        f"request {number}{f' (case {request.case_id})' if request.case_id else ''}, {fault}" if several else fault
         for number, request in enumerate(requests, start=1)
         for fault in request_faults(request, needs_subject=needs_subject)
     ]

@@ -5,13 +5,14 @@ from kedit_methods_locate.stats.corpus import Corpus, DocumentRows, FileCorpus, 
 from kedit_methods_locate.stats.fingerprint import key_of, tokenizer_digest, weights_digest
 from kedit_methods_locate.stats.lookup import Sample, Source, cached, check, collected, statistics_for, whereabouts
 from kedit_methods_locate.stats.sample import sample_rows
-from kedit_methods_locate.stats.statistic import TOKENS_PER_WIDTH, Statistic, merged
+from kedit_methods_locate.stats.statistic import TOKENS_PER_WIDTH, Factorised, Statistic, merged
 from kedit_methods_locate.stats.store import load_npz, load_statistics, save_statistics
 
 __all__ = [
     "TOKENS_PER_WIDTH",
     "Corpus",
     "DocumentRows",
+    "Factorised",
     "FileCorpus",
     "IdRows",
     "Partial",

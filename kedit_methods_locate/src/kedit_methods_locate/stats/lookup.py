@@ -26,6 +26,7 @@ from kedit_methods_locate.stats.statistic import TOKENS_PER_WIDTH, Statistic
 from kedit_methods_locate.stats.store import first_of, load_statistics, save_statistics
 
 ROLE = "statistics"
+_ILL = 1e10  # condition beyond which a float64 solve keeps few digits
 _POSITIONS = 2048  # tokens of a document when the model has more positions, as in the papers' code
 
 
@@ -129,7 +130,7 @@ def statistics_for(
             context.memo[(*key, layer)] = found[layer]
     statistics: dict[int, Statistic] = {layer: context.memo[(*key, layer)] for layer in layers}
     for layer, statistic in statistics.items():
-        check(context, statistic)
+        check(context, statistic, hparams.mom2_ridge)
         context.note_resource(f"{ROLE}.{layer}", statistic.digest)
     return statistics
 
@@ -149,7 +150,7 @@ def whereabouts(context: EditContext, layer: int, hparams: LocateHyperParams) ->
     return f"to be collected from {wanted} tokens that the model writes itself; --corpus FILE gives it better text"
 
 
-def check(context: EditContext, statistic: Statistic) -> None:
+def check(context: EditContext, statistic: Statistic, ridge: float = 0.0) -> None:
     """Say what is doubtful about a statistic; MethodError when it is of no use for this model."""
     width = context.adapter.mlp_size(statistic.layer)
     where = f"the statistic of layer {statistic.layer}"
@@ -169,12 +170,20 @@ def check(context: EditContext, statistic: Statistic) -> None:
             "give a more varied corpus (--corpus)",
             f"{where} has {statistic.dead} of {width} units that the corpus never makes active",
         )
-    if statistic.ridge:
+    factor = statistic.factorised(ridge)
+    if factor.ridge > factor.asked:
         context.warn(
             "statistics_singular",
-            statistic.ridge,
-            "give a larger and more varied corpus (--corpus)",
-            f"{where} was singular; {statistic.ridge:.0e} of its mean diagonal was added",
+            factor.ridge,
+            "give a larger and more varied corpus (--corpus), or set mom2_ridge",
+            f"{where} was singular; {factor.ridge:.0e} of its mean diagonal was added",
+        )
+    elif factor.condition > _ILL:
+        context.warn(
+            "statistics_ill_conditioned",
+            factor.condition,
+            "set mom2_ridge (1e-4, say), or give a more varied corpus (--corpus)",
+            f"{where} is nearly singular (condition above {factor.condition:.0e}): updates are huge where text has no keys",
         )
     if statistic.record.get("imported"):
         context.warn(

@@ -28,6 +28,32 @@ _LAST_RIDGE = 1e-2
 _SPECTRUM_UP_TO = 4096  # widths whose eigenvalues are worth their time (10 m^3)
 
 
+@frozen(eq=False)
+class Factorised:
+    """A statistic that can be solved with.
+
+    Attributes:
+        lower: ``[in, in]`` float64 Cholesky factor of C plus the ridge.
+        ridge: what is on the diagonal beside C, as a share of C's mean diagonal.
+        asked: the ridge that was wanted; less than ``ridge`` when C was singular with it.
+    """
+
+    lower: Tensor
+    ridge: float
+    asked: float
+
+    def solve(self, right: Tensor) -> Tensor:
+        """``(C + ridge)^-1 right``: ``[in, n] -> [in, n]`` float64, on the device of ``right``."""
+        solved = torch.cholesky_solve(right.to(device=self.lower.device, dtype=torch.float64), self.lower)
+        return solved.to(right.device)
+
+    @property
+    def condition(self) -> float:
+        """A lower bound of the condition number, from the factor's diagonal."""
+        diagonal = self.lower.diagonal()
+        return float(diagonal.max() / diagonal.min()) ** 2
+
+
 @frozen(eq=False, slots=False)
 class Statistic:
     """Sum of ``k k^T`` over the tokens of a corpus, for one layer.
@@ -43,6 +69,7 @@ class Statistic:
     sum: Tensor
     count: int
     record: Mapping[str, Any] = field(factory=dict)
+    _factors: dict[float, Factorised] = field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.sum.ndim != 2 or self.sum.shape[0] != self.sum.shape[1] or self.count < 1:
@@ -91,40 +118,25 @@ class Statistic:
         data = self.sum.contiguous().numpy().astype("<f4").tobytes()
         return hashlib.sha256(self.count.to_bytes(8, "little") + data).hexdigest()
 
-    @cached_property
-    def _factor(self) -> tuple[Tensor, float]:
-        """Lower Cholesky factor of C plus the ridge that was needed (0 when none)."""
-        matrix = self.matrix
-        unit = self.trace / self.width
-        ridge = 0.0
-        while True:
-            shifted = matrix + ridge * unit * torch.eye(self.width, dtype=matrix.dtype) if ridge else matrix
-            factor, failed = torch.linalg.cholesky_ex(shifted)
-            if not int(failed):
-                return factor, ridge
-            ridge = ridge * 10 if ridge else _FIRST_RIDGE
-            if ridge > _LAST_RIDGE:
-                raise MethodError(
-                    f"the statistic of layer {self.layer} ({self.count} tokens, width {self.width}) is singular even "
-                    f"with {_LAST_RIDGE:g} of its mean diagonal added; give a larger corpus (--corpus, --stats)"
-                )
+    def factorised(self, ridge: float = 0.0) -> Factorised:
+        """C as a Cholesky factor, made once for each ridge and kept.
 
-    @property
-    def ridge(self) -> float:
-        """What had to be added to the diagonal, as a share of its mean, before C could be factorised."""
-        return self._factor[1]
+        Where C cannot be factorised as it is, the ridge grows from 1e-7 of the mean diagonal, tenfold each time, until
+        it can; what was needed is in the result. Raises MethodError when 1e-2 is not enough.
+        """
+        if ridge not in self._factors:
+            self._factors[ridge] = _factorise(self, ridge)
+        return self._factors[ridge]
 
-    def solve(self, right: Tensor) -> Tensor:
+    def solve(self, right: Tensor, ridge: float = 0.0) -> Tensor:
         """``C^-1 right`` by the cached factor: ``[in, n] -> [in, n]`` float64, on the device of ``right``."""
-        solved = torch.cholesky_solve(right.to(device="cpu", dtype=torch.float64), self._factor[0])
-        return solved.to(right.device)
+        return self.factorised(ridge).solve(right)
 
-    @cached_property
-    def condition(self) -> float:
-        """Estimate of the factorised matrix's condition number, from its factor's diagonal (a lower bound)."""
-        diagonal = self._factor[0].diagonal()
-        low = float(diagonal.min())
-        return float(diagonal.max()) ** 2 / low**2 if low > 0 else math.inf
+    def spread(self, vector: Tensor) -> float:
+        """``sqrt(v^T C v)`` for ``[in]``: how large ``v . k`` is for the keys of ordinary text (root mean square)."""
+        wide = vector.to(device=self.sum.device, dtype=torch.float64)
+        # in the sum's own dtype first: a float64 copy of a wide statistic would take gigabytes for one product
+        return math.sqrt(max(float((self.sum @ wide.to(self.sum.dtype)).double() @ wide), 0.0) / self.count)
 
     def summary(self) -> dict[str, Any]:
         """What people want to know of it; eigenvalues only up to width 4096."""
@@ -151,3 +163,21 @@ def merged(parts: list[Statistic]) -> Statistic:
     first = parts[0]
     total = torch.stack([part.sum.to(torch.float64) for part in parts]).sum(0)
     return Statistic.from_sum(first.layer, total, sum(part.count for part in parts), first.record)
+
+
+def _factorise(statistic: Statistic, asked: float) -> Factorised:
+    matrix = statistic.matrix
+    unit = statistic.trace / statistic.width
+    ridge, added = asked, 0.0
+    while True:
+        matrix.diagonal().add_((ridge - added) * unit)
+        added = ridge
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if not int(failed):
+            return Factorised(lower, ridge, asked)
+        ridge = max(ridge * 10, _FIRST_RIDGE)
+        if ridge > _LAST_RIDGE:
+            raise MethodError(
+                f"the statistic of layer {statistic.layer} ({statistic.count} tokens, width {statistic.width}) is "
+                f"singular even with {added:g} of its mean diagonal added; give a larger corpus (--corpus, --stats)"
+            )
