@@ -117,7 +117,9 @@ def main() -> None:
     if options.json:
         print(json.dumps({"threads": torch.get_num_threads(), "results": results}, indent=2))
         return
-    print(f"{'shape':8}{'plain s':>10}{'fast s':>10}{'ratio':>8}{'wanted':>8}{'|d delta|':>12}{'cosine':>10}{'d loss':>10}")
+    print(
+        f"{'shape':8}{'plain s':>10}{'fast s':>10}{'ratio':>8}{'wanted':>8}{'|d delta|':>12}{'cosine':>10}{'d loss':>10}"
+    )
     for r in results:
         print(
             f"{r['shape']:8}{r['plain_seconds']:10.2f}{r['fast_seconds']:10.2f}{r['ratio']:8.2f}{r['wanted']:8.1f}"

@@ -23,7 +23,21 @@ FAMILIES = {
     "kedit_methods_memory": REPO / "kedit_methods_memory",
     "kedit_factworld": REPO / "plugins" / "kedit-factworld",
 }
-METHODS = {"rome", "r_rome", "memit", "emmet", "pmet", "alphaedit", "kn", "grace", "mend", "serac", "ike", "wise", "melo"}
+METHODS = {
+    "rome",
+    "r_rome",
+    "memit",
+    "emmet",
+    "pmet",
+    "alphaedit",
+    "kn",
+    "grace",
+    "mend",
+    "serac",
+    "ike",
+    "wise",
+    "melo",
+}
 TORCH_FREE = (
     "kedit_core", "kedit_core.errors", "kedit_core.contract", "kedit_core.plugins", "kedit_core.requests",
     "kedit_core.hparams", "kedit_core.models.adapter", "kedit_core.models.builtin", "kedit_core.cli",

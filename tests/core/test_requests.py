@@ -447,6 +447,6 @@ def test_between_spaces_it_is_always_found(before: str, after: str, subject: str
 def test_it_works_without_torch() -> None:
     code = (
         "from kedit_core.requests import parse_requests\n"
-        "print(parse_requests(b'{\"prompt\": \"a\", \"target_new\": \"b\"}', '.json')[0].prompt)\n"
+        'print(parse_requests(b\'{"prompt": "a", "target_new": "b"}\', \'.json\')[0].prompt)\n'
     )
     assert run_without_torch(code).strip() == "a"

@@ -10,7 +10,12 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 PAGES = sorted(
-    [REPO / "README.md", *(REPO / "docs").glob("*.md"), *REPO.glob("kedit_*/README.md"), *REPO.glob("plugins/*/README.md")]
+    [
+        REPO / "README.md",
+        *(REPO / "docs").glob("*.md"),
+        *REPO.glob("kedit_*/README.md"),
+        *REPO.glob("plugins/*/README.md"),
+    ]
 )
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

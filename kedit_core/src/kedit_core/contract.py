@@ -45,6 +45,10 @@ def _subset(known: Sequence[str]) -> Callable[[Any, Any, frozenset[str]], None]:
     return check
 
 
+def _names(values: Iterable[str]) -> frozenset[str]:
+    return frozenset(values)
+
+
 def _one_of(known: Sequence[str]) -> Callable[[Any, Any, str], None]:
     def check(instance: Any, attribute: Any, value: str) -> None:
         if value not in known:
@@ -79,10 +83,8 @@ class MethodInfo:
     family: str
     implementation: str
     hparams: str
-    operations: frozenset[str] = field(converter=frozenset, validator=_subset(OPERATION_TYPES))
-    scenarios: frozenset[str] = field(
-        converter=frozenset, default=frozenset(SCENARIOS), validator=_subset(SCENARIOS)
-    )
+    operations: frozenset[str] = field(converter=_names, validator=_subset(OPERATION_TYPES))
+    scenarios: frozenset[str] = field(converter=_names, default=frozenset(SCENARIOS), validator=_subset(SCENARIOS))
     state: StateMode = field(default="append", validator=_one_of(STATE_MODES))
     needs_subject: bool = False
     presets: str | None = None
@@ -228,9 +230,7 @@ class HookSpecs:
         Called by ``editor.plan`` and ``kedit edit --plan``, after prepare_requests. None when the method cannot tell."""
 
     @hookspec(firstresult=True)
-    def compute_patch(
-        self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams
-    ) -> EditPatch:
+    def compute_patch(self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams) -> EditPatch:
         """Compute the edit; the model must leave this call exactly as it entered. THE hook a method implements.
 
         Called once per round, after prepare_requests and before apply_to_model, with the patches of the rounds
@@ -238,8 +238,8 @@ class HookSpecs:
         raise AssertionError
 
     @hookspec(firstresult=True)
-    def apply_to_model(self, context: EditContext, patch: EditPatch, way: Way) -> Installed:
-        """Put a patch on the model.
+    def apply_to_model(self, context: EditContext, patch: EditPatch, way: Way | None) -> Installed:
+        """Put a patch on the model; ``way`` None leaves the choice to whoever does it.
 
         Called by the Editor after compute_patch and by ``editor.apply``. The core's implementation (the stack)
         runs last; a plugin may wrap it, or answer first for weights that the core cannot write."""

@@ -77,9 +77,7 @@ def stats(
     if beyond := [layer for layer in numbers if layer >= editor.adapter.num_layers]:
         last = editor.adapter.num_layers - 1
         raise InputError(f"--layers names {beyond[0]}, and {model} has layers 0 to {last}; choose among these")
-    part = Sample(
-        documents=documents, tokens=tokens, max_len=max_len, seed=seed, skip_first_token=skip_first_token
-    )
+    part = Sample(documents=documents, tokens=tokens, max_len=max_len, seed=seed, skip_first_token=skip_first_token)
     found = _collect(context, numbers, _source(context, part, dataset, sample))
     written = _write(output, list(found.values())) if output is not None else []
     rows = [{**statistic.summary(), "record": dict(statistic.record)} for statistic in found.values()]

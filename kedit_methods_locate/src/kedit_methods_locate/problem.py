@@ -120,9 +120,7 @@ class Problem:
             at=torch.stack([rewriting, positions.cpu()[: len(flat)]], dim=1),
         )
         read_at = self._tail.captured
-        self.clean = clean or Clean(
-            *(read_at[site].detach().reshape(count, contexts, -1) for site in (key, output))
-        )
+        self.clean = clean or Clean(*(read_at[site].detach().reshape(count, contexts, -1) for site in (key, output)))
         self._squared = self.clean.value.to(self.dtype).square().sum(1)
         self.base: Tensor | None = None
 
@@ -143,6 +141,4 @@ class Problem:
         kl = (essence.exp() * (essence - self.base)).sum(-1)
         # vector_norm's gradient at zero is zero, which the first step relies on
         decay = torch.linalg.vector_norm(delta, dim=1) / self._squared
-        return Losses(
-            nll.view(count, contexts), self.settings.kl_factor * kl, self.settings.v_weight_decay * decay
-        )
+        return Losses(nll.view(count, contexts), self.settings.kl_factor * kl, self.settings.v_weight_decay * decay)

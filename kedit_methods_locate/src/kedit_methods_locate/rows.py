@@ -83,9 +83,7 @@ def subject_of(request: EditRequest) -> tuple[str, tuple[int, int]]:
     Raises MethodError when the request has none.
     """
     if request.subject_span is None:
-        raise MethodError(
-            f"the request {request.prompt!r} has no subject; give a whole word of it, or subject_span"
-        )
+        raise MethodError(f"the request {request.prompt!r} has no subject; give a whole word of it, or subject_span")
     start, end = request.subject_span
     return request.prompt[start:end], (start, end)
 

@@ -45,9 +45,17 @@ def everything(**more: Any) -> EditPatch:
         random_operation("a.weight", (6, 10), "out_in", kind, seed, dtype)
         for seed, (kind, dtype) in enumerate(zip(kinds, dtypes, strict=True))
     ]
-    extra = [near_key(["a", "b"], 3), whisper("Höre: \"\\\n\t\x01\x7f\u2028😀 ")]
+    extra = [near_key(["a", "b"], 3), whisper('Höre: "\\\n\t\x01\x7f\u2028😀 ')]
     settings: dict[str, Any] = {
-        "hparams": {"lr": 5e-4, "tiny": 1e-7, "big": 1e22, "steps": 25, "on": True, "none": None, "z": [-0.0, [1, "x"]]},
+        "hparams": {
+            "lr": 5e-4,
+            "tiny": 1e-7,
+            "big": 1e22,
+            "steps": 25,
+            "on": True,
+            "none": None,
+            "z": [-0.0, [1, "x"]],
+        },
         "seed": 2**63,
         "requires": [Requirement(role="editor", name="org/editor", revision="abc", sha256="0" * 64)],
         "parents": ["1" * 64, "2" * 64],
@@ -330,10 +338,15 @@ def test_building_from_plain_parts() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 
@@ -396,7 +409,9 @@ def test_random_patches_come_back_the_same(data: st.DataObject) -> None:
         )
         for _ in range(count)
     ]
-    patch = loose_patch(operations, SHAPES, hparams={"x": data.draw(JSON)}, seed=data.draw(st.none() | st.integers(0, 9)))
+    patch = loose_patch(
+        operations, SHAPES, hparams={"x": data.draw(JSON)}, seed=data.draw(st.none() | st.integers(0, 9))
+    )
     again = EditPatch.from_bytes(patch.to_bytes())
     assert again.id == patch.id and again.to_bytes() == patch.to_bytes()
     for one, other in zip(patch.operations, again.operations, strict=True):

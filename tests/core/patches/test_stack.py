@@ -258,7 +258,13 @@ def test_a_model_that_moved_under_the_stack_is_left_alone(damage: str) -> None:
     else:
         owner._forward_hooks.clear()
     digest = stack.weights_digest()
-    changes = (lambda: stack.apply(other), lambda: stack.remove(patch), stack.clear, partial(stack.to, "cpu"), stack.check)
+    changes = (
+        lambda: stack.apply(other),
+        lambda: stack.remove(patch),
+        stack.clear,
+        partial(stack.to, "cpu"),
+        stack.check,
+    )
     for change in changes:
         with pytest.raises(StackDisturbedError):
             change()

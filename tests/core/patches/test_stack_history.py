@@ -113,7 +113,9 @@ def make_world(family: str, dtype: torch.dtype) -> World:
     return World(family, model, stack, pool, base, storages(model))
 
 
-@pytest.fixture(scope="module", params=[(f, d) for f in PLACES for d in DTYPES], ids=lambda p: f"{p[0]}-{str(p[1])[6:]}")
+@pytest.fixture(
+    scope="module", params=[(f, d) for f in PLACES for d in DTYPES], ids=lambda p: f"{p[0]}-{str(p[1])[6:]}"
+)
 def world(request: pytest.FixtureRequest) -> World:
     return make_world(*request.param)
 

@@ -73,5 +73,3 @@ def test_training_the_tokenizer_gives_the_shipped_one(kind: str, tmp_path: Path)
     shipped = files.model_folder(f"factworld:{kind}")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (shipped / name).read_bytes()
-
-

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from kedit_core.plugins import Catalogue
 
 
-
 @click.command()
 @model_options
 @click.option("--method", "-m", required=True, help="Name of an installed method; see `kedit methods`.")
@@ -31,21 +30,32 @@ if TYPE_CHECKING:
 @click.option("--requests", "source", metavar="FILE", help="JSON, JSONL or CSV of requests, or a registered dataset.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only the first N requests.")
 @click.option("--mode", type=click.Choice(SCENARIOS), help="Scenario; batch if the method can, else sequential.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Requests per sequential round.")
-@click.option("--hparams", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML or JSON of settings.")
-@click.option("--preset", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Preset to use for this model.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Requests per sequential round."
+)
+@click.option(
+    "--hparams", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML or JSON of settings."
+)
+@click.option(
+    "--preset", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Preset to use for this model."
+)
 @click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting; wins over files.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Everything random follows from it.")
-@click.option("--protocol", "protocols", multiple=True, default=("generate",), show_default=True, help="How answers are judged.")
+@click.option(
+    "--protocol", "protocols", multiple=True, default=("generate",), show_default=True, help="How answers are judged."
+)
 @click.option("--no-evaluate", is_flag=True, help="Only edit; measure nothing.")
 @click.option("--stats", type=click.Path(exists=True, path_type=Path), help="Statistics file or folder for the method.")
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), help="Text that statistics are taken from.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the patch goes (single mode, many cases: a folder).")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Where the patch goes (single mode, many cases: a folder)."
+)
 @click.option("--plan", is_flag=True, help="Say what would be done, and do nothing.")
 @json_option
 @click.pass_context
 def edit(
     context: click.Context,
+    /,
     method: str,
     prompt: str | None,
     subject: str | None,
@@ -181,13 +191,18 @@ def _after(editor: Editor, result: EditResult) -> list[str]:
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
-    rows = [(key, value if isinstance(value, str) else as_json(value)) for key, value in plan.items() if key != "hparams"]
+    rows = [
+        (key, value if isinstance(value, str) else as_json(value)) for key, value in plan.items() if key != "hparams"
+    ]
     show_table(("plan", ""), rows)
     say()
     settings = plan["hparams"]
     sources = settings.get("sources", {})
     values = settings.get("values", settings)
-    show_table(("setting", "value", "from"), [(key, as_json(value), str(sources.get(key, ""))) for key, value in values.items()])
+    show_table(
+        ("setting", "value", "from"),
+        [(key, as_json(value), str(sources.get(key, ""))) for key, value in values.items()],
+    )
     say("\nNothing was done.")
 
 
@@ -196,7 +211,9 @@ def _show(
 ) -> None:
     for request, old, new in zip(result.requests, before, after, strict=False):
         say(f"{request.prompt} ...")
-        show_table(("", ""), [("before", old or "(nothing)"), ("after", new or "(nothing)"), ("wanted", request.target_new)])
+        show_table(
+            ("", ""), [("before", old or "(nothing)"), ("after", new or "(nothing)"), ("wanted", request.target_new)]
+        )
         say()
     if result.evaluation is not None:
         say(result.evaluation.summary())

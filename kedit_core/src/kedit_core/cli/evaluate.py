@@ -12,13 +12,18 @@ from kedit_core.cli.model_options import model_options, open_editor, read_reques
 
 @click.command()
 @model_options
-@click.option("--requests", "source", metavar="FILE", required=True, help="Requests with probes, or a registered dataset.")
+@click.option(
+    "--requests", "source", metavar="FILE", required=True, help="Requests with probes, or a registered dataset."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Take only the first N requests.")
-@click.option("--protocol", "protocols", multiple=True, default=("generate",), show_default=True, help="How answers are judged.")
+@click.option(
+    "--protocol", "protocols", multiple=True, default=("generate",), show_default=True, help="How answers are judged."
+)
 @json_option
 @click.pass_context
 def evaluate(
     context: click.Context,
+    /,
     source: str,
     limit: int | None,
     protocols: tuple[str, ...],

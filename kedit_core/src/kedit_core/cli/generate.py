@@ -13,7 +13,9 @@ from kedit_core.cli.model_options import model_options, open_editor
 @click.command()
 @model_options
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Text to complete; may be given several times.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=50, show_default=True, help="Length of a completion.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=50, show_default=True, help="Length of a completion."
+)
 @click.option("--answer", is_flag=True, help="Stop at the end of the sentence, as protocol `generate` reads answers.")
 @json_option
 def generate(prompts: tuple[str, ...], max_new_tokens: int, answer: bool, json_to: str | None, **model: Any) -> None:

@@ -38,10 +38,18 @@ def model_options(command: F) -> F:
                 help="Apply this patch first; may be given several times, in order.",
             ),
             click.option(
-                "--with", "given", multiple=True, metavar="ROLE=PATH", help="What a method or a patch needs beside itself."
+                "--with",
+                "given",
+                multiple=True,
+                metavar="ROLE=PATH",
+                help="What a method or a patch needs beside itself.",
             ),
-            click.option("--force", is_flag=True, help="Apply patches although the weights are not those they were made for."),
-            click.option("--allow-unverified", is_flag=True, help="Apply patches to weights that cannot be verified (quantised)."),
+            click.option(
+                "--force", is_flag=True, help="Apply patches although the weights are not those they were made for."
+            ),
+            click.option(
+                "--allow-unverified", is_flag=True, help="Apply patches to weights that cannot be verified (quantised)."
+            ),
         )
     ):
         command = option(command)

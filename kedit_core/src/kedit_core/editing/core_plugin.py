@@ -40,4 +40,3 @@ class CorePlugin:
         """Take the patch off the stack."""
         context.stack.remove(patch)
         return True
-

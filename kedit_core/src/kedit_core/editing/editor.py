@@ -17,20 +17,20 @@ from kedit_core.editing.context import EditContext, seeded
 from kedit_core.editing.core_plugin import CorePlugin
 from kedit_core.editing.guard import left_as_found
 from kedit_core.editing.result import EditResult
+from kedit_core.editing.rounds import compute_round, run_cases, run_rounds, settle
 from kedit_core.editing.scenarios import Round, cases, choose_scenario, rounds
+from kedit_core.editing.settings import Settings, resolve_settings
 from kedit_core.editing.sources import load_model, resolve_model
-from kedit_core.errors import InputError, MethodError
+from kedit_core.errors import InputError
 from kedit_core.evaluation import Answers, Evaluation, combine, resolve_protocols, run_manifest
 from kedit_core.forward import ForwardTools, TokenBoundary
-from kedit_core.hparams import HyperParams, Resolved, resolve
+from kedit_core.hparams import Resolved
 from kedit_core.models import AdapterRegistry
 from kedit_core.patches import EditPatch, PatchStack
 from kedit_core.plugins import Catalogue, Host
 from kedit_core.requests import EditRequest
 
 _HASHED_BYTES = 1 << 30  # about a second of hashing
-
-Settings = HyperParams | Mapping[str, Any] | Path | str | None
 
 
 class Editor:
@@ -86,7 +86,9 @@ class Editor:
         self.model: nn.Module = self.adapter.model
         self.tokens = TokenBoundary(tokenizer, encoder_decoder=self.adapter.is_encoder_decoder)
         self.stack = PatchStack.of(self.model, catalogue=self.catalogue, view=self.adapter)
-        self.settings: Resolved | None = self._resolve(hparams, overrides, preset)
+        self.settings: Resolved[Any] | None = resolve_settings(
+            self.catalogue, self.info, self.adapter.shape, hparams, overrides, preset
+        )
         fast = bool(getattr(self.settings.hparams, "fast", True)) if self.settings else True
         self.forward = ForwardTools(self.model, self.adapter, self.tokens, fast=fast, memory_budget=memory_budget)
         self.seed, self.way = seed, way
@@ -175,12 +177,13 @@ class Editor:
             if evaluate:
                 self._base.prefetch(prepared, context.protocols)
             if chosen == "single":
-                patches, evaluation = self._edit_cases(context, plan, evaluate, on_patch)
+                measure = (lambda case: self._measure(context, case, {})) if evaluate else None
+                patches, parts = run_cases(context, plan, measure, on_patch)
                 joined = patches[0] if len(patches) == 1 else None
+                evaluation = combine(parts, manifest=self._manifest(prepared)) if evaluate else None
             else:
-                made = self._edit_rounds(context, plan[0][1], on_patch)
-                joined = self._settle(context, made)
-                patches = tuple(made)
+                patches = run_rounds(context, plan[0][1], on_patch)
+                joined = settle(context, patches)
                 evaluation = self._measure(context, prepared, self._manifest(prepared)) if evaluate else None
         self._previous = joined if chosen != "single" else self._previous
         return EditResult(
@@ -206,7 +209,7 @@ class Editor:
             raise InputError(f"method {method.name!r} edits one request at a time; call edit() for several")
         context = self._context(scenario="batch", way=self.way, protocols=())
         context.requests = tuple(self.host.prepare_requests(context, given))
-        return self._compute(context, tuple(context.requests))
+        return compute_round(context, tuple(context.requests))
 
     def plan(
         self, requests: EditRequest | Sequence[EditRequest], *, scenario: str | None = None, batch_size: int = 1
@@ -219,7 +222,7 @@ class Editor:
         prepared = tuple(self.host.prepare_requests(context, given))
         groups = cases(prepared) if chosen == "single" else [prepared]
         calls = [call for group in groups for call in rounds(group, chosen, batch_size, method)]
-        settings = cast(Resolved, self.settings)
+        settings = cast(Resolved[Any], self.settings)
         with left_as_found(self.model, f"method {method.name!r} (plan)"):
             details = self.host.plan(context, prepared, settings.hparams) or {}
         return {
@@ -282,7 +285,7 @@ class Editor:
 
     # ------------------------------------------------------------------ reading
     @overload
-    def generate(self, prompts: str, *, max_new_tokens: int = ...) -> str: ...
+    def generate(self, prompts: str, *, max_new_tokens: int = ...) -> str: ...  # type: ignore[overload-overlap]
     @overload
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int = ...) -> list[str]: ...
     def generate(self, prompts: str | Sequence[str], *, max_new_tokens: int = 50) -> str | list[str]:
@@ -292,7 +295,7 @@ class Editor:
         return texts[0] if isinstance(prompts, str) else texts
 
     @overload
-    def answer(self, prompts: str) -> str: ...
+    def answer(self, prompts: str) -> str: ...  # type: ignore[overload-overlap]
     @overload
     def answer(self, prompts: Sequence[str]) -> list[str]: ...
     def answer(self, prompts: str | Sequence[str]) -> str | list[str]:
@@ -316,74 +319,6 @@ class Editor:
         return self._measure(context, prepared, self._manifest(prepared))
 
     # ------------------------------------------------------------------ inside
-    def _edit_cases(
-        self,
-        context: EditContext,
-        plan: Sequence[tuple[Round, list[Round]]],
-        evaluate: bool,
-        on_patch: Callable[[EditPatch, Round], None] | None,
-    ) -> tuple[tuple[EditPatch, ...], Evaluation | None]:
-        """Each case alone, on the model as it was found, restored after."""
-        patches, evaluations = [], []
-        with self.progress("editing, one case at a time", total=len(plan)) as step:
-            for case, calls in plan:
-                made = self._edit_rounds(context, calls, None)
-                joined = self._settle(context, made)
-                patches.append(joined)
-                if on_patch is not None:
-                    on_patch(joined, case)
-                if evaluate:
-                    evaluations.append(self._measure(context, case, {}))
-                context.records.clear()
-                self.host.restore(context, joined)
-                step.advance()
-        if not evaluate:
-            return tuple(patches), None
-        return tuple(patches), combine(evaluations, manifest=self._manifest(context.requests))
-
-    def _edit_rounds(
-        self, context: EditContext, calls: Sequence[Round], on_patch: Callable[[EditPatch, Round], None] | None
-    ) -> list[EditPatch]:
-        """Compute and apply round after round; the patches that are on the model afterwards."""
-        method = self._method()
-        extend = method.state == "extend"
-        made: list[EditPatch] = []
-        with self.progress("editing, round after round", total=len(calls)) as step:
-            for call in calls:
-                context.previous = made[-1] if made else self._live_previous()
-                patch = self._compute(context, call)
-                if extend and context.previous is not None:
-                    self.host.restore(context, context.previous)
-                self.host.apply_to_model(context, patch, context.way)
-                context.records.setdefault("patch_bytes", []).append(float(len(patch.to_bytes())))
-                made = [patch] if extend else [*made, patch]
-                if on_patch is not None:
-                    on_patch(patch, call)
-                step.advance()
-        return made
-
-    def _compute(self, context: EditContext, requests: Round) -> EditPatch:
-        method, settings = self._method(), cast(Resolved, self.settings)
-        context.generator = seeded(self.seed)
-        with left_as_found(self.model, f"method {method.name!r}"):
-            patch = self.host.compute_patch(context, requests, settings.hparams)
-        if undeclared := sorted({operation.type for operation in patch.operations} - method.operations):
-            raise MethodError(
-                f"method {method.name!r} made operations of type {', '.join(undeclared)} and declares only "
-                f"{', '.join(sorted(method.operations))}; its author must add them to its MethodInfo"
-            )
-        return patch
-
-    def _settle(self, context: EditContext, made: list[EditPatch]) -> EditPatch:
-        """The rounds as one patch, standing on the model in their place (the weights are the same bit for bit)."""
-        if len(made) == 1:
-            return made[0]
-        joined = EditPatch.join(made)
-        for patch in reversed(made):
-            self.host.restore(context, patch)
-        self.host.apply_to_model(context, joined, context.way)
-        return joined
-
     def _measure(self, context: EditContext, requests: Sequence[EditRequest], manifest: dict[str, Any]) -> Evaluation:
         metrics = self.host.evaluate(context, requests, self._base, self._answers())
         return Evaluation(metrics=metrics, manifest=manifest)
@@ -461,25 +396,6 @@ class Editor:
             raise InputError(f"this Editor has no method, so it can only apply and read; give method=... ({known})")
         return self.info
 
-    def _resolve(
-        self, hparams: Settings, overrides: Mapping[str, Any] | Sequence[str], preset: Path | str | None
-    ) -> Resolved | None:
-        if self.info is None:
-            if hparams is not None or overrides or preset is not None:
-                raise InputError("settings were given without a method; name the method they are for")
-            return None
-        cls = self.catalogue.hparams_class(self.info)
-        if isinstance(hparams, HyperParams):
-            if not isinstance(hparams, cls):
-                raise InputError(
-                    f"method {self.info.name!r} takes {cls.__name__}, and got {type(hparams).__name__}; "
-                    "give settings of the right class, a mapping or a file"
-                )
-            return resolve(cls, overrides={**hparams.to_dict(), **_mapping(overrides)})
-        file = Path(hparams) if isinstance(hparams, str | Path) else None
-        merged = {**hparams, **_mapping(overrides)} if isinstance(hparams, Mapping) else overrides
-        return resolve(cls, self.adapter.shape, presets=self.info.presets, preset=preset, file=file, overrides=merged)
-
     @contextmanager
     def _undone_on_failure(self) -> Iterator[None]:
         """Whatever ends the body early, the patches on the model afterwards are those that were on it before."""
@@ -498,11 +414,3 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("kedit"))
-
-
-def _mapping(overrides: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
-    from kedit_core.hparams import parse_override
-
-    if isinstance(overrides, Mapping):
-        return dict(overrides)
-    return dict(parse_override(text) for text in overrides)

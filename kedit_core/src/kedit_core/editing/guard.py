@@ -19,9 +19,7 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._tensors = {
-            name: (tensor, tensor.data_ptr(), tensor._version) for name, tensor in _tensors(model).items()
-        }
+        self._tensors = {name: (tensor, tensor.data_ptr(), tensor._version) for name, tensor in _tensors(model).items()}
         self._flags = [(name, p, p.requires_grad, p.grad) for name, p in model.named_parameters()]
         self._modes = [(name, module, module.training) for name, module in model.named_modules()]
         self._hooks = {name: _hooks(module) for name, module in model.named_modules()}

@@ -32,7 +32,7 @@ class EditResult:
     requests: tuple[EditRequest, ...]
     patches: tuple[EditPatch, ...]
     joined: EditPatch | None
-    hparams: Resolved | None
+    hparams: Resolved[Any] | None
     evaluation: Evaluation | None
     warnings: tuple[EditWarning, ...] = ()
     seconds: float = field(default=0.0, eq=False)

@@ -57,7 +57,9 @@ def _from_hub(model: str, revision: str | None, registered: list[str]) -> ModelF
 
     known = f"; registered names are {', '.join(registered)}" if registered else ""
     try:
-        folder = Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.ot"]))
+        folder = Path(
+            snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.ot"])
+        )
     except Exception as error:  # the hub client has many kinds of errors; the user needs one sentence
         raise UnknownNameError(
             f"{model!r} is neither a registered name nor a local folder, and it could not be had from the Hugging "

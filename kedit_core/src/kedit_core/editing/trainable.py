@@ -73,7 +73,9 @@ def trainable(model: nn.Module, places: Sequence[str]) -> Iterator[Masters]:
         if place not in parameters:
             raise InputError(f"the model has no parameter {place!r}; see `kedit models` for what an adapter names")
         if not parameters[place].is_floating_point():
-            raise InputError(f"{place} holds {parameters[place].dtype} and cannot be trained; load the model unquantised")
+            raise InputError(
+                f"{place} holds {parameters[place].dtype} and cannot be trained; load the model unquantised"
+            )
     flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     masters = Masters({place: parameters[place] for place in places})
     try:

@@ -172,10 +172,7 @@ class FastTail(Tail):
         cache.recording = False
         batch = self.plan.batch
         tokens = batch.attention_mask[:1] if bool(batch.attention_mask.all()) else batch.attention_mask
-        return {
-            index: tail_arguments(named, self.first, self.end, tokens)
-            for index, named in calls.arguments.items()
-        }
+        return {index: tail_arguments(named, self.first, self.end, tokens) for index, named in calls.arguments.items()}
 
     def _logits(self, values: Tensor) -> Tensor:
         plan, view = self.plan, self.view
@@ -229,6 +226,8 @@ def fast_tail(
     ``trusted`` remembers for each kind of batch whether the fast path gave the plain one's logits; a new kind is tried.
     """
     name = type(tools.model).__name__
+    if not trusted.get((), True):
+        return None
     try:
         with evaluating(tools.model):
             tail = FastTail(tools, plan, capture, at)
@@ -237,6 +236,8 @@ def fast_tail(
             if not trusted[tail.traits]:
                 logger.warning("the fast path of %s gives other logits; the plain one is used", name)
     except _MISFITS as exc:
+        if isinstance(exc, Unfit):
+            trusted[()] = False
         logger.warning("there is no fast path for %s (%s); the plain one is used", name, exc)
         return None
     return tail if trusted[tail.traits] else None

@@ -144,9 +144,7 @@ class PatchStack:
         """
         return model_digest(self.model, names)
 
-    def base_of(
-        self, places: Sequence[Operation | str], name: str | None = None, revision: str | None = None
-    ) -> Base:
+    def base_of(self, places: Sequence[Operation | str], name: str | None = None, revision: str | None = None) -> Base:
         """The manifest's description of the base under the stack, for a patch with these operations or at these places.
 
         A place is a parameter or a module; of a module, all parameters are described. ``name`` is a Hub id or a

@@ -125,9 +125,7 @@ def implementations(plugin: object, origin: Origin) -> list[Implementation]:
     return found
 
 
-def _arguments(
-    function: Callable[..., Any], hook: str, options: Mapping[str, Any], origin: Origin
-) -> tuple[str, ...]:
+def _arguments(function: Callable[..., Any], hook: str, options: Mapping[str, Any], origin: Origin) -> tuple[str, ...]:
     """Names of an implementation's arguments, all of them checked."""
     given = [name for name in inspect.signature(getattr(HookSpecs, hook)).parameters if name != "self"]
     parameters = inspect.signature(function).parameters.values()

@@ -130,9 +130,7 @@ class Host(Registry):
         told: Mapping[str, Any] | None = self._first("plan", Mapping, **arguments)
         return told
 
-    def compute_patch(
-        self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams
-    ) -> EditPatch:
+    def compute_patch(self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams) -> EditPatch:
         """The method's patch.
 
         Raises:
@@ -147,7 +145,7 @@ class Host(Registry):
             raise MethodError(f"method {self.method.name!r} returned no patch from compute_patch")
         return patch
 
-    def apply_to_model(self, context: EditContext, patch: EditPatch, way: Way) -> Installed:
+    def apply_to_model(self, context: EditContext, patch: EditPatch, way: Way | None) -> Installed:
         """Put a patch on the model.
 
         Raises:

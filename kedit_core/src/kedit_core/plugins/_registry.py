@@ -94,10 +94,12 @@ class Registry:
 
     def _stand_in(self, found: Sequence[Implementation]) -> _StandIn:
         """An object with the guarded functions, which is what pluggy gets to see."""
-        return _StandIn({
-            each.name: each.guarded(self._record, self._chained if each.hook == "prepare_requests" else None)
-            for each in found
-        })
+        return _StandIn(
+            {
+                each.name: each.guarded(self._record, self._chained if each.hook == "prepare_requests" else None)
+                for each in found
+            }
+        )
 
     def _chained(self, requests: Sequence[EditRequest]) -> Sequence[EditRequest]:
         return self._chain[-1] if self._chain else requests

@@ -103,5 +103,3 @@ def _text(data: bytes, source: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         byte = data[error.start]
         raise RequestError(source, [f"line {line}: byte 0x{byte:02x} is no UTF-8; save the file as UTF-8"]) from None
-
-

@@ -21,7 +21,9 @@ class Snapshot:
         self.requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self.gradients = {name: parameter.grad is None for name, parameter in model.named_parameters()}
         self.training = {name: module.training for name, module in model.named_modules()}
-        self.hooks = {name: sum(len(getattr(module, kind)) for kind in _HOOKS) for name, module in model.named_modules()}
+        self.hooks = {
+            name: sum(len(getattr(module, kind)) for kind in _HOOKS) for name, module in model.named_modules()
+        }
         self.grad_mode = torch.is_grad_enabled()
         self.generators = _generators()
 
@@ -37,19 +39,28 @@ class Snapshot:
             ("the train/eval mode of", self.training, now.training),
             ("the hooks of", self.hooks, now.hooks),
         ):
-            changed = [name or "the model itself" for name in {**before, **after} if before.get(name) != after.get(name)]
+            changed = [
+                name or "the model itself" for name in {**before, **after} if before.get(name) != after.get(name)
+            ]
             if changed:
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
                 words.append(f"{what} {changed[0]}{more}")
         if self.grad_mode != now.grad_mode:
             words.append("the global gradient mode")
-        words += [f"the global random state of {name}" for name, state in self.generators.items() if state != now.generators[name]]
+        words += [
+            f"the global random state of {name}"
+            for name, state in self.generators.items()
+            if state != now.generators[name]
+        ]
         return words
 
 
 def weights(model: nn.Module) -> dict[str, str]:
     """SHA-256 of the bytes of every parameter and buffer, by name."""
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     return {name: _digest(tensor) for name, tensor in tensors.items()}
 
 

@@ -107,9 +107,7 @@ def longest(context: EditContext, sample: Sample) -> int:
     return sample.max_len or min(context.adapter.max_positions or _POSITIONS, _POSITIONS)
 
 
-def statistics_for(
-    context: EditContext, layers: Sequence[int], hparams: LocateHyperParams
-) -> Mapping[int, Statistic]:
+def statistics_for(context: EditContext, layers: Sequence[int], hparams: LocateHyperParams) -> Mapping[int, Statistic]:
     """Statistics of the unedited model for ``layers``: found, or collected in one pass for all that are missing.
 
     What is doubtful about them is said through ``context.warn``; their digests go to the patch's manifest.

@@ -77,9 +77,7 @@ def _write(
     context: EditContext, prompts: Sequence[Sequence[int]], length: int, generator: torch.Generator
 ) -> list[Sequence[int]]:
     new = max(length - max(len(prompt) for prompt in prompts), 1)
-    written = generate_ids(
-        context.model, context.adapter, context.tokens, prompts, new, sampler=TopK(TOP_K, generator)
-    )
+    written = generate_ids(context.model, context.adapter, context.tokens, prompts, new, sampler=TopK(TOP_K, generator))
     if context.adapter.is_encoder_decoder:
         return [tuple(row) for row in written if len(row)]
     return [(*prompt, *row) for prompt, row in zip(prompts, written, strict=True)]

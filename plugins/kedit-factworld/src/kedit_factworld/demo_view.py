@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kedit_factworld.demo_run import DemoReport
 
 _INDENT = 3
+_PORTABILITY = "these small models know two-hop answers by heart, so an edit need not move them (portability)"
 _SHORT = 16  # hex digits of a digest that are shown
 
 
@@ -27,17 +28,16 @@ def show_report(report: DemoReport) -> None:
     millions = report.parameters / 1e6
     out.print(Text(f"kedit demo: {report.model} ({millions:.1f} M parameters, {report.dtype}, CPU), offline", "bold"))
     _section(out, "1. What the model believes", _fact(report))
-    title = f"2. Edited with ROME in {report.edit_seconds:.1f} s: the answer shall be {report.case.target_new}"
-    _section(out, title, _readings(report))
+    _section(out, f"2. Edited with ROME: the answer shall be {report.case.target_new}", _readings(report))
     _section(out, "3. Measured on all probes of this case", _metrics(report))
-    for warning in report.warnings:
-        out.print(Padding.indent(Text(f"note: {warning}", "dim"), _INDENT))
+    for remark in (_PORTABILITY, *report.warnings) if report.case.portability.get("one_hop") else report.warnings:
+        out.print(Padding.indent(Text(f"note: {remark}", "dim"), _INDENT))
     _section(out, "4. The edit as a file, on a freshly loaded copy of the model", _elsewhere(report))
     _section(out, "5. And off again: SHA-256 over all weights", _digests(report))
     out.print()
     for claim in report.claims:
-        mark = Text("  yes ", "green") if claim.holds else Text("   NO ", "bold red")
-        out.print(mark + Text(claim.text, ""))
+        mark = ("yes", "green") if claim.holds else (" NO", "bold red")
+        out.print(Text.assemble(mark, "  ", claim.text))
     out.print()
     out.print(Text(f"Done in {report.seconds:.1f} s. Try it yourself:"))
     for command in _next_commands(report):
@@ -72,11 +72,13 @@ def _readings(report: DemoReport) -> RenderableType:
 
 
 def _metrics(report: DemoReport) -> RenderableType:
-    table = _table("metric", "value", "")
+    table = _table("", "")
     table.columns[1].justify = "right"
     for name, result in report.evaluation.metrics.items():
-        parts = ", ".join(f"{part} {format_value(value, result.unit)}" for part, value in result.parts.items())
-        table.add_row(Text(name), Text(format_value(result.value, result.unit)), Text(parts, "dim"))
+        table.add_row(Text(name), Text(format_value(result.value, result.unit)))
+        if result.unit == "share" and len(result.parts) > 1:
+            for part, value in result.parts.items():
+                table.add_row(Text(f"  {part}", "dim"), Text(format_value(value, result.unit), "dim"))
     return table
 
 

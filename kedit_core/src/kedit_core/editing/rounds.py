@@ -1,0 +1,96 @@
+"""Rounds of an edit: compute, apply, and the rounds joined into one patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from kedit_core.contract import MethodInfo
+from kedit_core.editing.context import EditContext, seeded
+from kedit_core.editing.guard import left_as_found
+from kedit_core.editing.scenarios import Round
+from kedit_core.errors import MethodError
+from kedit_core.evaluation import Evaluation
+from kedit_core.hparams import HyperParams
+from kedit_core.patches import EditPatch
+
+OnPatch: TypeAlias = Callable[[EditPatch, Round], None]
+
+
+def compute_round(context: EditContext, requests: Round) -> EditPatch:
+    """One patch, computed and not applied, with the model checked to be as it was.
+
+    Raises MethodError when the method changed the model, or made operations that it does not declare.
+    """
+    method, hparams = _chosen(context)
+    context.generator = seeded(context.seed)
+    with left_as_found(context.model, f"method {method.name!r}"):
+        patch = context.host.compute_patch(context, requests, hparams)
+    if undeclared := sorted({operation.type for operation in patch.operations} - method.operations):
+        raise MethodError(
+            f"method {method.name!r} made operations of type {', '.join(undeclared)} and declares only "
+            f"{', '.join(sorted(method.operations))}; its author must add them to its MethodInfo"
+        )
+    return patch
+
+
+def run_rounds(context: EditContext, calls: Sequence[Round], on_patch: OnPatch | None = None) -> tuple[EditPatch, ...]:
+    """Compute and apply round after round; the patches that are on the model afterwards."""
+    method, _ = _chosen(context)
+    extend = method.state == "extend"
+    made: tuple[EditPatch, ...] = ()
+    with context.progress("editing, round after round", total=len(calls)) as step:
+        for call in calls:
+            patch = compute_round(context, call)
+            if extend and context.previous is not None:
+                context.host.restore(context, context.previous)
+            context.host.apply_to_model(context, patch, context.way)
+            context.records.setdefault("patch_bytes", []).append(float(len(patch.to_bytes())))
+            made = (patch,) if extend else (*made, patch)
+            context.previous = patch
+            if on_patch is not None:
+                on_patch(patch, call)
+            step.advance()
+    return made
+
+
+def settle(context: EditContext, made: Sequence[EditPatch]) -> EditPatch:
+    """The rounds as one patch, standing on the model in their place (the weights are the same bit for bit)."""
+    if len(made) == 1:
+        return made[0]
+    joined = EditPatch.join(made)
+    for patch in reversed(made):
+        context.host.restore(context, patch)
+    context.host.apply_to_model(context, joined, context.way)
+    return joined
+
+
+def run_cases(
+    context: EditContext,
+    plan: Sequence[tuple[Round, Sequence[Round]]],
+    measure: Callable[[Round], Evaluation] | None,
+    on_patch: OnPatch | None,
+) -> tuple[tuple[EditPatch, ...], list[Evaluation]]:
+    """Each case alone, on the model as it was found, measured, and taken off again."""
+    patches: list[EditPatch] = []
+    evaluations: list[Evaluation] = []
+    before = context.previous
+    with context.progress("editing, one case at a time", total=len(plan)) as step:
+        for case, calls in plan:
+            context.previous = before
+            patch = settle(context, run_rounds(context, calls))
+            patches.append(patch)
+            if on_patch is not None:
+                on_patch(patch, case)
+            if measure is not None:
+                evaluations.append(measure(case))
+            context.records.clear()
+            context.host.restore(context, patch)
+            step.advance()
+    return tuple(patches), evaluations
+
+
+def _chosen(context: EditContext) -> tuple[MethodInfo, HyperParams]:
+    if context.method is None or context.hparams is None:
+        raise MethodError("no edit can be computed without a method; give the Editor one")
+    return context.method, context.hparams
