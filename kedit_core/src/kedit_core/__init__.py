@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kedit_core.contract import MethodInfo, MetricResult, hookimpl
-    from kedit_core.editing import EditContext, EditResult, Editor
+    from kedit_core.editing import EditContext, Editor, EditResult
     from kedit_core.errors import KeditError
     from kedit_core.hparams import HyperParams
     from kedit_core.models import ModelAdapter, ModelView

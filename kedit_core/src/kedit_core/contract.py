@@ -67,7 +67,7 @@ class MethodInfo:
         family: e.g. ``locate``, ``meta``, ``memory``.
         implementation: ``"package.module:Class"``; the class is called without arguments and implements
             :meth:`HookSpecs.compute_patch`, and any other hook it likes.
-        hparams: ``"package.module:Class"`` of its :class:`~kedit_core.hparams.HyperParams`; importing it imports no torch.
+        hparams: ``"package.module:Class"`` of its HyperParams; importing it imports no torch.
         operations: types of operations its patches hold (see docs/patch-format.md).
         scenarios: which of ``single``, ``batch``, ``sequential`` it can do. A method without ``batch`` gets one
             request at a time.
@@ -212,7 +212,7 @@ class HookSpecs:
     def find_resource(self, role: str, key: str) -> Path | None:
         """A file this plugin ships for ``role`` (e.g. ``statistics``) under a content key, or None.
 
-        Called by ``context.find_resource`` before anything is computed. The key is a digest of all the file depends on."""
+        Called by ``context.find_resource`` before anything is computed; the key is a digest of all it depends on."""
 
     @hookspec
     def prepare_requests(self, context: EditContext, requests: Sequence[EditRequest]) -> Sequence[EditRequest] | None:
@@ -225,9 +225,9 @@ class HookSpecs:
     def plan(
         self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams
     ) -> Mapping[str, Any] | None:
-        """What compute_patch would do, without doing it: ``places``, ``memory_bytes``, ``seconds``, ``notes``; all optional.
+        """What compute_patch would do, without doing it: ``places``, ``memory_bytes``, ``seconds``, ``notes``.
 
-        Called by ``editor.plan`` and ``kedit edit --plan``, after prepare_requests. None when the method cannot tell."""
+        Called by ``editor.plan`` and ``kedit edit --plan``, after prepare_requests. None when it cannot tell."""
 
     @hookspec(firstresult=True)
     def compute_patch(self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams) -> EditPatch:

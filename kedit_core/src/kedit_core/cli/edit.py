@@ -81,7 +81,7 @@ def edit(
     """Edit facts in MODEL and save the patch.
 
     \b
-    kedit edit factworld:llama -m rome --prompt "The capital of France is" --subject France --target Oslo -o oslo.safetensors
+    kedit edit factworld:llama -m rome --prompt "The capital of France is" --subject France --target Oslo -o oslo
     kedit edit MODEL -m rome --requests cases.jsonl --mode single --json out.json
     """
     from kedit_core.cli.root import catalogue

@@ -33,7 +33,7 @@ def evaluate(
     """Measure MODEL with the given patches against itself without them.
 
     \b
-    kedit evaluate factworld:llama --patch oslo.safetensors --requests cases.jsonl --protocol generate --protocol teacher_forced
+    kedit evaluate factworld:llama --patch oslo.safetensors --requests cases.jsonl --protocol teacher_forced
     """
     from kedit_core.cli.root import catalogue
     from kedit_core.evaluation import resolve_protocols

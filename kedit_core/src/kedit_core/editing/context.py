@@ -50,7 +50,7 @@ class EditContext:
         model, tokenizer: as the user gave them; a method leaves both exactly as found.
         adapter: where layers, projections and norms of this model are.
         forward: capture, inject, tails (see kedit_core.forward); ``tokens`` joins prompts and targets.
-        stack: the patches on the model, for reading (``suspended()``, ``base(...)``); methods write by ``provisional()`` only.
+        stack: the patches on the model, for reading (``suspended()``, ``base(...)``); ``provisional()`` is for writing.
         generator: a CPU generator, seeded anew with ``seed`` for every compute_patch.
         previous: the patch this Editor computed last and that is still on the model, or None.
         options: what the caller passed for this method beside hparams (``stats``, ``corpus``, ...).
@@ -92,7 +92,7 @@ class EditContext:
     _used: dict[str, str] = field(factory=dict, init=False)
 
     def warn(self, code: str, number: float | None, remedy: str, message: str = "") -> None:
-        """Tell the user something that does not stop the edit; it lands in ``result.warnings``, each code and number once."""
+        """Tell the user something that does not stop the edit; it lands in ``result.warnings``, once."""
         warning = EditWarning(code=code, message=message or code.replace("_", " "), number=number, remedy=remedy)
         if warning not in self.warnings:
             self.warnings.append(warning)
@@ -104,7 +104,7 @@ class EditContext:
         return cast(T, self.memo[key])
 
     def resource(self, role: str) -> Path:
-        """The file or folder the user gave for ``role`` (``--with ROLE=PATH``); its digest goes to the patch's manifest.
+        """The file or folder the user gave for ``role`` (``--with ROLE=PATH``); its digest goes to the manifest.
 
         Raises RequirementError when none was given or it is not there.
         """
@@ -131,7 +131,8 @@ class EditContext:
     def provisional(self) -> Iterator[Any]:
         """A writer whose operations are on the model until the block ends, through the core's own code.
 
-        ``with context.provisional() as writer: writer.add(operations)``: how MEMIT writes layer 1 before reading layer 2.
+        ``with context.provisional() as writer: writer.add(operations)``: how a method writes one layer before it reads
+        the next.
         """
         with self.stack.provisional() as writer:
             yield writer

@@ -399,7 +399,7 @@ class Editor:
     @contextmanager
     def _undone_on_failure(self) -> Iterator[None]:
         """Whatever ends the body early, the patches on the model afterwards are those that were on it before."""
-        before = [entry for entry in self.stack.patches]
+        before = list(self.stack.patches)
         try:
             yield
         except BaseException:

@@ -1,7 +1,7 @@
 """The three scenarios, as rounds of requests.
 
-``single``: each case alone, restored after. ``batch``: all together. ``sequential``: ``batch_size`` at a time, each round
-on the model that the rounds before left.
+``single``: each case alone, restored after. ``batch``: all together. ``sequential``: ``batch_size`` at a time, each
+round on the model that the rounds before left.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ In the tests of a method's distribution::
         method = "mine"
         hparams = {"layer": 1}
 
-runs every check on tiny random models. ``expected_failures`` names checks that cannot hold, each with its reason; one that
-holds all the same is then an error, so the list stays true.
+runs every check on tiny random models. ``expected_failures`` names checks that cannot hold, each with its reason; one
+that holds all the same is then an error, so the list stays true.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class MethodContract:
             code = f"import sys; sys.path[:] = {sys.path!r}; sys.modules['torch'] = None; import {module}"
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, (
-                f"importing {module} needs torch; describe the method and its HyperParams in modules of their own:\n{done.stderr}"
+                f"importing {module} needs torch; describe the method and its HyperParams in modules of their own:\n"
+                f"{done.stderr}"
             )
 
     def test_unknown_hparams_are_refused(self, family: str) -> None:
@@ -156,8 +157,8 @@ class MethodContract:
                 assert "no_such_setting_at_all" in str(error)
             else:
                 raise AssertionError(
-                    f"method {self.method!r} accepts unknown hparams (through {where}); derive its class from HyperParams "
-                    "and let that refuse them"
+                    f"method {self.method!r} accepts unknown hparams (through {where}); derive its class from "
+                    "HyperParams and let that refuse them"
                 )
 
     def test_computing_leaves_everything_as_found(self, family: str) -> None:
@@ -216,8 +217,8 @@ class MethodContract:
                 random.setstate(state[0])
                 torch.set_rng_state(state[1])
         assert bytes_[0] == bytes_[1], (
-            f"method {self.method!r} is not deterministic: the same seed gave two different patches; draw random numbers "
-            "from context.generator only"
+            f"method {self.method!r} is not deterministic: the same seed gave two different patches; draw random "
+            "numbers from context.generator only"
         )
 
     def test_operations_are_those_declared(self, family: str) -> None:
