@@ -7,10 +7,11 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
 from click.testing import CliRunner
 
 from kedit_core import EditPatch
-from kedit_core.errors import KeditError, UnknownNameError
+from kedit_core.errors import InputError, KeditError, UnknownNameError
 from kedit_factworld import demo_run, files
 from kedit_factworld.demo import DEFAULT_CASE, demo, find_case
 from kedit_factworld.demo_run import Claim, Digests, Elsewhere, Reading, claims_of, prompts_of, same_answer
@@ -40,6 +41,20 @@ def test_an_unknown_case_is_refused_with_the_nearest() -> None:
         find_case("fw-0999")
     with pytest.raises(UnknownNameError, match=r"ids run from fw-0001 to fw-0300"):
         find_case("zzz")
+
+
+def test_a_folder_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:
+    result = CliRunner().invoke(demo, ["-o", str(tmp_path / "nowhere" / "patch.safetensors")])
+    assert isinstance(result.exception, InputError)
+    assert "nowhere does not exist" in str(result.exception)
+
+
+def test_threads_are_as_before_afterwards() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), demo_run.one_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == before
 
 
 def test_answers_are_compared_without_case_and_full_stop() -> None:

@@ -90,7 +90,14 @@ class Editor:
             self.catalogue, self.info, self.adapter.shape, hparams, overrides, preset
         )
         fast = bool(getattr(self.settings.hparams, "fast", True)) if self.settings else True
-        self.forward = ForwardTools(self.model, self.adapter, self.tokens, fast=fast, memory_budget=memory_budget)
+        self.forward = ForwardTools(
+            self.model,
+            self.adapter,
+            self.tokens,
+            fast=fast,
+            memory_budget=memory_budget,
+            scope=self.stack.scope,
+        )
         self.seed, self.way = seed, way
         self.name, self.revision = name, revision
         self.options, self.resources = dict(options or {}), {k: Path(v) for k, v in (resources or {}).items()}

@@ -12,7 +12,7 @@ from kedit_core.errors import BaseMismatchError, InputError, RequirementError
 from kedit_core.patches.digests import BASE_DTYPES, digests_in, dtype_name, path_digest
 from kedit_core.patches.format import Base, BaseTensor, EditPatch
 from kedit_core.patches.manifest import Requirement
-from kedit_core.patches.places import Fingerprint, Place, find_place
+from kedit_core.patches.places import Fingerprint, Place, find_place, names_by_parameter
 
 
 class BaseDigests:
@@ -77,10 +77,10 @@ def check_places(model: nn.Module, base: Base, force: bool) -> dict[str, Place]:
 
     Raises BaseMismatchError. ``force`` lets other ties pass; shape and layout never can differ.
     """
-    places = {}
+    places, names = {}, names_by_parameter(model)
     for name, wanted in base.tensors.items():
         try:
-            place = find_place(model, name)
+            place = find_place(model, name, names)
         except InputError as error:
             raise BaseMismatchError(f"the patch does not fit this model: {error}") from error
         if place.shape != wanted.shape:
@@ -99,11 +99,11 @@ def check_places(model: nn.Module, base: Base, force: bool) -> dict[str, Place]:
 
 
 def check_digests(
-    patch: EditPatch, places: Mapping[str, Place], digest: Callable[[str, torch.dtype], str]
+    patch: EditPatch, places: Mapping[str, Place], digest: Callable[[Place, torch.dtype], str]
 ) -> tuple[str, ...]:
     """Compare each described tensor with the base; names of those that could not be compared.
 
-    ``digest(name, dtype)`` is the digest of the base tensor cast to ``dtype``. A float64 base that the patch has no
+    ``digest(place, dtype)`` is the digest of the base tensor cast to ``dtype``. A float64 base that the patch has no
     digest for is compared as float32. Raises BaseMismatchError naming the tensor.
     """
     unverified = []
@@ -115,7 +115,7 @@ def check_digests(
         expected = wanted.sha256.get(dtype_name(dtype))
         if place.packed or expected is None:
             unverified.append(name)
-        elif (found := digest(name, dtype)) != expected:
+        elif (found := digest(place, dtype)) != expected:
             raise BaseMismatchError(
                 f"the base of {name!r} hashes to {found[:12]} as {dtype_name(dtype)} where the patch was made for "
                 f"{expected[:12]}; load the right base and dtype, or force it; nothing was changed"
@@ -126,7 +126,7 @@ def check_digests(
 def verify(
     model: nn.Module,
     patch: EditPatch,
-    digest: Callable[[str, torch.dtype], str],
+    digest: Callable[[Place, torch.dtype], str],
     force: bool = False,
     allow_unverified: bool = False,
     name: str | None = None,

@@ -31,7 +31,7 @@ from kedit_core.patches.operations import (
     WeightOperation,
     check_shape,
 )
-from kedit_core.patches.places import Place, find_place
+from kedit_core.patches.places import Place, find_place, names_by_parameter
 from kedit_core.patches.weights import exact_maths
 
 FindKind = Callable[[str], type[Any]]
@@ -104,7 +104,8 @@ def make_entry(
     ``way`` None: merged, but attached where the weight is quantised. Raises InputError, BaseMismatchError,
     UnknownNameError or PluginError.
     """
-    places = {op.place: find_place(model, op.place) for op in operations if isinstance(op, WeightOperation)}
+    names = names_by_parameter(model)
+    places = {op.place: find_place(model, op.place, names) for op in operations if isinstance(op, WeightOperation)}
     merged: list[WeightOperation] = []
     attached: list[Attached] = []
     kinds: list[ModuleKind] = []

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
 from kedit_core.errors import InputError
-from kedit_core.models.parameters import aliases_of, features, first_name_of, is_projection, layout_of, owner_of
+from kedit_core.models.parameters import features, is_projection, layout_of, owner_of
 from kedit_core.patches.operations import FLOATS, Layout, ModuleOperation, Operation, RouterOperation
 
 
@@ -80,18 +80,28 @@ class Fingerprint:
         )
 
 
-def find_place(model: nn.Module, name: str) -> Place:
-    """The parameter ``name``, which must be the first of its names.
+def names_by_parameter(model: nn.Module) -> dict[int, list[str]]:
+    """id of a parameter -> all its names, first one first."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def find_place(model: nn.Module, name: str, names: Mapping[int, Sequence[str]] | None = None) -> Place:
+    """The parameter ``name``, which must be the first of its names; ``names`` as :func:`names_by_parameter` gives them,
+    for those who look for many.
 
     Raises InputError when there is none, when ``name`` is an alias, and for weights that cannot be handled exactly:
     offloaded to disk or to the ``meta`` device, or spread over several processes.
     """
     owner, leaf = owner_of(model, name)
-    if (first := first_name_of(model, name)) != name:
-        raise InputError(f"{name!r} is tied to {first!r}; name it by its first name, {first!r}")
     parameter = owner._parameters[leaf]
     if parameter is None:
         raise InputError(f"{name!r} is empty in this model; there is nothing to change")
+    first, *aliases = (names or names_by_parameter(model))[id(parameter)]
+    if first != name:
+        raise InputError(f"{name!r} is tied to {first!r}; name it by its first name, {first!r}")
     if parameter.is_meta:
         raise InputError(f"{name!r} is offloaded (on the meta device), where a change would be lost; load it in memory")
     if hasattr(parameter, "placements") and hasattr(parameter, "device_mesh"):
@@ -104,7 +114,7 @@ def find_place(model: nn.Module, name: str) -> Place:
             raise InputError(f"{name!r} is quantised in a {type(owner).__name__}, whose size kedit cannot tell")
         out_in = features(owner)
         shape = out_in[::-1] if layout == "in_out" else out_in
-    return Place(name, parameter, owner, name.rpartition(".")[0], layout, aliases_of(model, name), shape, packed)
+    return Place(name, parameter, owner, name.rpartition(".")[0], layout, tuple(aliases), shape, packed)
 
 
 def parameters_of(model: nn.Module, places: Iterable[Operation | str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from kedit_core.errors import InputError, StackDisturbedError
 from kedit_core.patches.baseline import BaseDigests
 from kedit_core.patches.digests import dtype_name, tensor_digest
 from kedit_core.patches.operations import Replace, WeightOperation
-from kedit_core.patches.places import Fingerprint, Place, find_place, sharing_memory
+from kedit_core.patches.places import Fingerprint, Place, find_place, names_by_parameter, sharing_memory
 from kedit_core.patches.weights import form_weight
 
 
@@ -75,7 +75,9 @@ class Slots:
 
         ``provisional``: remember what they replace. Raises InputError for places that cannot be written.
         """
-        fresh = [find_place(self._model, name) for name in wanted if name not in self._slots]
+        unknown = [name for name in wanted if name not in self._slots]
+        names = names_by_parameter(self._model) if unknown else {}
+        fresh = [find_place(self._model, name, names) for name in unknown]
         for name, other in sharing_memory(self._model, fresh):
             raise InputError(f"{name!r} shares memory with {other!r} without being tied to it; clone one of them first")
         new = {place.name: self._empty(place) for place in fresh}

@@ -27,7 +27,7 @@ from kedit_core.patches.format import Base, EditPatch
 from kedit_core.patches.hooks import Sites
 from kedit_core.patches.kinds import Route
 from kedit_core.patches.operations import Operation
-from kedit_core.patches.places import Fingerprint, find_place, parameters_of
+from kedit_core.patches.places import Fingerprint, Place, find_place, names_by_parameter, parameters_of
 from kedit_core.patches.routing import route_prompts
 from kedit_core.patches.slots import Slots
 
@@ -124,13 +124,12 @@ class PatchStack:
 
     def base(self, name: str) -> Tensor:
         """The untouched base of a parameter, as stored; an alias of the kept storage, so never write to it."""
-        return self._base_and_mark(name)[0].detach()
+        return self._base_and_mark(find_place(self.model, name))[0].detach()
 
-    def _base_and_mark(self, name: str) -> tuple[Tensor, Fingerprint]:
-        if (slot := self._slots.get(name)) is not None:
+    def _base_and_mark(self, place: Place) -> tuple[Tensor, Fingerprint]:
+        if (slot := self._slots.get(place.name)) is not None:
             return slot.base, slot.base_mark
-        parameter = find_place(self.model, name).parameter
-        return parameter.data, Fingerprint.of(parameter)
+        return place.parameter.data, Fingerprint.of(place.parameter)
 
     def check(self) -> None:
         """Raise StackDisturbedError when something else changed what the stack put on the model."""
@@ -151,10 +150,10 @@ class PatchStack:
         registered name. Raises InputError for places the model does not have, StackDisturbedError.
         """
         self.check()
-        tensors = {}
+        tensors, names = {}, names_by_parameter(self.model)
         for parameter in parameters_of(self.model, places):
-            place = find_place(self.model, parameter)
-            base, mark = self._base_and_mark(parameter)
+            place = find_place(self.model, parameter, names)
+            base, mark = self._base_and_mark(place)
             digests = {} if place.packed else self._digests.of(parameter, base, mark, baseline.base_dtypes(base))
             tensors[parameter] = baseline.describe_tensor(place, digests)
         config = getattr(self.model, "config", None)
@@ -305,9 +304,9 @@ class PatchStack:
             raise StackOrderError("the stack is suspended; leave the suspended() block before changing it")
         self.check()
 
-    def _digest(self, name: str, dtype: torch.dtype) -> str:
-        base, mark = self._base_and_mark(name)
-        return self._digests.of(name, base, mark, (dtype,))[dtype_name(dtype)]
+    def _digest(self, place: Place, dtype: torch.dtype) -> str:
+        base, mark = self._base_and_mark(place)
+        return self._digests.of(place.name, base, mark, (dtype,))[dtype_name(dtype)]
 
     def _entry(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kedit_core.cli.common import emit, json_option, progress
-from kedit_core.errors import KeditError, UnknownNameError
+from kedit_core.errors import InputError, KeditError, UnknownNameError
 from kedit_core.requests import EditRequest
 from kedit_factworld import files
 
@@ -53,10 +53,12 @@ def demo(model: str, case_id: str, output: Path, json_to: str | None) -> None:
     Offline, on the CPU, in seconds. Exit code 1 if anything the demo claims does not hold.
     """
     case = find_case(case_id)
-    from kedit_factworld.demo_run import run_demo
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"-o {output}: the folder {output.absolute().parent} does not exist; make it first")
+    from kedit_factworld.demo_run import one_thread, run_demo
     from kedit_factworld.demo_view import show_report
 
-    with progress("loading", total=None) as step:
+    with progress("loading", total=None) as step, one_thread():
         report = run_demo(model, case, output, step.describe)
     emit(json_to, report.to_dict, lambda: show_report(report))
     if not report.holds:

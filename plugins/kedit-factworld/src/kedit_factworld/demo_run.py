@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import attrs
+import torch
 from attrs import frozen
 
 from kedit_core import Editor, EditPatch, EditRequest
@@ -115,6 +117,17 @@ def prompts_of(case: EditRequest) -> list[tuple[str, str, str]]:
 def same_answer(said: str, wanted: str) -> bool:
     """Whether an answer is the object, whatever its case and the full stop after it."""
     return said.strip().rstrip(".").strip().casefold() == wanted.casefold()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread inside: matrices this small gain nothing from more, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_demo(model: str, case: EditRequest, output: Path, tell: Callable[[str], None]) -> DemoReport:
