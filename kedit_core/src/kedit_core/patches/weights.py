@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kedit_core.patches.operations import Delta, Layout, LowRankDelta, Replace, WeightOperation, out_in_shape
 
-_ELEMENTS = 1 << 18
+_ELEMENTS = 1 << 19
 
 
 @contextmanager
