@@ -118,18 +118,20 @@ def _search_group(
     active = torch.ones_like(here, dtype=torch.bool)  # of these, the ones not done
     for step in range(settings.v_num_grad_steps):
         last = step == settings.v_num_grad_steps - 1
-        with torch.set_grad_enabled(not last):
+        with torch.set_grad_enabled(not last):  # whatever mode the caller is in
             parameter = delta[here].requires_grad_(not last)
             losses = problem.losses(parameter)
-            total = losses.total
+            each = losses.total
+            total = each.detach()
         going = here[active]
-        loss[going] = total.detach()[active]
+        loss[going] = total[active]
         probability[going] = losses.probability.detach()[active]
         _note(traces, going.tolist(), loss[going].tolist())
-        active = active & (total.detach() >= settings.early_stop_loss)
+        active = active & (total >= settings.early_stop_loss)
         if last or not bool(active.any()):
             break
-        (gradient,) = torch.autograd.grad(total[active].sum(), parameter)
+        # a request that is done gets a zero, so its row of the gradient is zero too
+        (gradient,) = torch.autograd.grad(each, parameter, grad_outputs=active.to(each.dtype))
         moved = adam.step(parameter.detach(), gradient, active)
         delta[here] = moved if limit is None else torch.where(active[:, None], _clamped(moved, limit[here]), moved)
         if int(active.sum()) * 2 <= len(here):
