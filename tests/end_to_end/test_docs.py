@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -36,11 +38,12 @@ def test_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
     from kedit_core.cli.root import kedit
 
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "docs"}
+    module = ModuleType("docs_page")  # what a page defines can be named as "docs_page:Name", as in a module of its own
+    monkeypatch.setitem(sys.modules, "docs_page", module)
     for language, block, line in blocks(page):
         if language == "python":
             code = compile("\n" * (line - 1) + block, str(page), "exec")
-            exec(code, namespace)
+            exec(code, module.__dict__)
         elif language in ("bash", "console", "sh"):
             for arguments in commands(block):
                 with pytest.raises(SystemExit) as end:

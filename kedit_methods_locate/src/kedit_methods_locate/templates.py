@@ -92,6 +92,7 @@ def sampled_templates(
             prompts,
             max(new, default=1),
             sampler=TopK(TOP_K, generator),
+            ignore_eos=True,  # an end-of-text marker is dropped from the text and does not shorten it
         )
         for ids, row, most in zip(prompts, rows, new, strict=True):
             texts.append(f"{clean(tokens.decode([*ids, *row[:most]]))}. {BARE}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from kedit_core.errors import RequirementError
 from kedit_core.forward import ForwardTools, TokenBoundary
 from kedit_core.hparams import HyperParams
 from kedit_core.models import ModelView
-from kedit_core.patches import EditPatch, Operation, PatchStack, Requirement
+from kedit_core.patches import EditPatch, Operation, PatchStack, Requirement, path_digest
 from kedit_core.requests import EditRequest
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ class EditContext:
         path = Path(self.resources[role])
         if not path.exists():
             raise RequirementError(f"the {role} at {path} does not exist; check the path given for it")
-        self._used[role] = digest_path(path)
+        self._used[role] = path_digest(path)
         return path
 
     def note_resource(self, role: str, digest: str) -> None:
@@ -178,17 +177,6 @@ class EditContext:
         """Patches this one is computed on top of; an ``extend`` method's last one is replaced, so it is no parent."""
         replaced = self.previous.id if self.previous and self.method and self.method.state == "extend" else None
         return tuple(entry.patch.id for entry in self.stack.patches if entry.patch.id != replaced)
-
-
-def digest_path(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's relative names and file digests, sorted."""
-    if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    whole = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        whole.update(f"{file.relative_to(path).as_posix()}\0{digest_path(file)}\n".encode())
-    return whole.hexdigest()
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -33,6 +33,7 @@ class CorePlugin:
             force=bool(context.options.get("force", False)),
             allow_unverified=bool(context.options.get("allow_unverified", False)),
             resources=context.resources,
+            name=context.model_name,
         )
 
     @hookimpl(trylast=True)
