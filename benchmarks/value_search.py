@@ -118,7 +118,7 @@ def main() -> None:
         print(json.dumps({"threads": torch.get_num_threads(), "results": results}, indent=2))
         return
     print(
-        f"{'shape':8}{'plain s':>10}{'fast s':>10}{'ratio':>8}{'wanted':>8}{'|d delta|':>12}{'cosine':>10}{'d loss':>10}"
+        f"{'shape':8}{'plain s':>10}{'fast s':>10}{'ratio':>8}{'wanted':>8}{'d delta':>12}{'cosine':>10}{'d loss':>10}"
     )
     for r in results:
         print(

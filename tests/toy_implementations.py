@@ -78,3 +78,24 @@ class FailsHalfway(Nudge):
         if self.calls == 2:
             raise ZeroDivisionError("a bug in the method")
         return super().operations(context, requests, hparams)
+
+
+class ReturnsText(Nudge):
+    @hookimpl
+    def compute_patch(self, context: Any, requests: Any, hparams: Any) -> Any:
+        return "no patch"
+
+
+class UntidyWhenStopped(Nudge):
+    """Takes its hook away again, unless something fails before."""
+
+    def operations(self, context: Any, requests: Any, hparams: Any) -> list[Any]:
+        hook = context.adapter.block(0).register_forward_hook(lambda *_: None)
+        found = super().operations(context, requests, hparams)
+        hook.remove()
+        return found
+
+    def key(self, context: Any, request: Any, layer: int) -> Tensor:
+        rows = context.forward.batch([context.tokens.prompt(request.prompt).ids])
+        context.forward.run(rows, logits_at=torch.tensor([[0, 0]]))
+        return super().key(context, request, layer)

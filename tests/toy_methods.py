@@ -47,6 +47,9 @@ not_deterministic = info("not_deterministic", "NotDeterministic")
 accepts_unknown = info("accepts_unknown", "Nudge", LaxHyperParams)
 emits_undeclared = info("emits_undeclared", "EmitsUndeclared")
 fails_halfway = info("fails_halfway", "FailsHalfway")
+extending = info("extending", "Nudge", state="extend")
+returns_text = info("returns_text", "ReturnsText")
+untidy_when_stopped = info("untidy_when_stopped", "UntidyWhenStopped")
 
 ALL = (
     nudge,
@@ -57,4 +60,7 @@ ALL = (
     accepts_unknown,
     emits_undeclared,
     fails_halfway,
+    extending,
+    returns_text,
+    untidy_when_stopped,
 )

@@ -186,7 +186,8 @@ def test_the_documents_are_the_papers_choice() -> None:
     rows = DocumentRows(TextCorpus([*TEXTS]), tools.boundary, 3, 5, 1)
     assert rows.total == 3
     assert rows.chunk(0, 3) == [tools.boundary.prompt(TEXTS[i]).ids[:5] for i in order[:3]]
-    assert DocumentRows(TextCorpus(["", " \n", "a"]), tools.boundary, 9, 9, 1).chunk(0, 3) == [tools.boundary.prompt("a").ids]
+    with_blanks = DocumentRows(TextCorpus(["", " \n", "a"]), tools.boundary, 9, 9, 1)
+    assert with_blanks.chunk(0, 3) == [tools.boundary.prompt("a").ids]
 
 
 def test_stopping_after_so_many_tokens() -> None:
@@ -330,7 +331,7 @@ def test_the_papers_files(tmp_path: Path) -> None:
     tools = tools_of("gpt2")
     keys = keys_of(tools, 1)
     path = tmp_path / "transformer.h.1.mlp.c_proj_float32_mom2_100000.npz"
-    np.savez(path, **{"mom2.mom2": (keys.T @ keys).numpy().astype(np.float32), "mom2.count": len(keys), "sample_size": 6})
+    np.savez(path, **{"mom2.mom2": (keys.T @ keys).numpy().astype(np.float32), "mom2.count": len(keys), "n": 6})
     (statistic,) = load_statistics(path)
     assert (statistic.layer, statistic.count) == (1, len(keys))
     assert statistic.trace == pytest.approx(float(keys.square().sum(1).mean()), rel=1e-4)
@@ -348,7 +349,7 @@ def test_text_and_jsonl_and_folders(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("first\n\n  \nsecond é\n")
     (tmp_path / "b.jsonl").write_text('{"text": "third", "n": 1}\n{"text": "fourth"}')
     assert list(FileCorpus(tmp_path / "a.txt")) == ["first", "second é"]  # type: ignore[call-overload]
-    assert [FileCorpus(tmp_path)[i] for i in range(len(FileCorpus(tmp_path)))] == ["first", "second é", "third", "fourth"]
+    assert list(FileCorpus(tmp_path)) == ["first", "second é", "third", "fourth"]  # type: ignore[call-overload]
     before = FileCorpus(tmp_path).identity
     (tmp_path / "moved").mkdir()
     for name in ("a.txt", "b.jsonl"):

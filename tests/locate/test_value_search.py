@@ -110,6 +110,17 @@ def test_fast_equals_plain(family: str) -> None:
         assert a == pytest.approx(b, rel=max(tolerance, 1e-6))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "t5"])
+def test_first_and_last_layer(family: str) -> None:
+    tools = tools_of(family)
+    # in the last layer a vector reaches the answer only where the subject ends the prompt
+    for layer, requests in ((0, REQUESTS), (tools.view.num_layers - 1, [OREN])):
+        rewrites = rows_of(tools, requests)
+        fast, slow = (search(each, rewrites, layer, settings(layer=layer)) for each in (tools, plain(tools)))
+        same(fast.delta, slow.delta)
+        assert bool(fast.delta.any())
+
+
 def test_the_tail_begins_after_the_layer_and_at_the_subject() -> None:
     """1 and 2: rows are aligned at their ends, so the prefix is as long as it can be."""
     tools = tools_of("llama")
@@ -177,6 +188,23 @@ def test_first_loss_is_the_unedited_nll() -> None:
         asked = [float(logits[len(row.ids) - 1 + t, y].detach()) for t, y in enumerate(rewrites[0].target)]
         nll -= sum(asked) / len(asked) / len(rewrites[0].rows)
     assert found.traces[0][0] == pytest.approx(nll, rel=1e-10)
+
+
+def test_encoder_decoders_are_asked_by_their_decoder() -> None:
+    """The first loss is that of transformers' own labels, averaged over contexts; the essence is the first answer."""
+    tools = tools_of("t5")
+    (found,) = rows_of(tools, [PARIS])
+    problem = Problem(tools, [found], 1, settings(kl_factor=1.0))
+    losses = problem.losses(torch.zeros(1, 32, dtype=torch.float64))
+    labels = torch.tensor([found.target])
+    with torch.no_grad():
+        wanted = [float(tools.model(input_ids=torch.tensor([row.ids]), labels=labels).loss) for row in found.rows]
+        first = tools.model(
+            input_ids=torch.tensor([found.essence.ids]), decoder_input_ids=torch.tensor([[0]])
+        ).logits[0, 0].log_softmax(-1)
+    assert losses.nll[0].tolist() == pytest.approx(wanted, rel=1e-6)
+    assert problem.base is not None
+    same(problem.base[0], first, 1e-6)
 
 
 @pytest.mark.parametrize("clamp", [0.01, 0.3])

@@ -205,7 +205,7 @@ class HookSpecs:
 
     @hookspec
     def register_exporters(self) -> Sequence[ExporterInfo]:
-        """Formats this plugin can write a patch in. Called by ``kedit patch export``."""
+        """Formats this plugin can write a patch in. Called by ``host.exporters()`` and ``host.exporter(name)``."""
         raise AssertionError
 
     @hookspec(firstresult=True)
@@ -262,7 +262,7 @@ class HookSpecs:
 
     @hookspec(firstresult=True)
     def drop_request(self, context: EditContext, patch: EditPatch, request_id: str) -> EditPatch | None:
-        """A patch without one of its requests, or None when this method cannot. Called by ``kedit patch drop``."""
+        """A patch without one of its requests, or None when this method cannot. Called by ``host.drop_request``."""
 
 
 def public_hooks() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from attrs import frozen
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from kedit_core.errors import MethodError
 from kedit_core.forward import ForwardTools, Site, Tail
 from kedit_methods_locate.hparams import LocateHyperParams
 from kedit_methods_locate.rows import Rewrite
@@ -62,6 +63,8 @@ class Problem:
     on the left: a request's rows end alike, so their subjects stand in one column and the shared prefix is longest; and
     the essence row ends at the subject, since nothing after it can matter to what is read there.
 
+    Raises MethodError when the requests differ in how many contexts they have.
+
     Args:
         forward: tools of the model; ``forward.fast`` chooses the path.
         rewrites: the requests.
@@ -81,6 +84,8 @@ class Problem:
         self.settings = settings
         count, contexts = len(rewrites), len(rewrites[0].rows)
         self._shape = (count, contexts)
+        if any(len(each.rows) != contexts for each in rewrites):
+            raise MethodError("requests of one value search must have equally many contexts; search them apart")
         decoder = forward.view.is_encoder_decoder
         trimmed = forward.fast and not decoder
         essences = [r.essence.cut() if trimmed and settings.kl_position == "subject" else r.essence for r in rewrites]
@@ -102,13 +107,6 @@ class Problem:
         for n, essence in enumerate(essences, start=len(flat)):
             read = essence.index if settings.kl_position == "subject" else essence.last
             cells.append((n, 0 if decoder else starts[n] + read))
-        device = forward.device
-        # which request every row belongs to, which row every target cell, and by how much it counts there
-        self._group = torch.cat([torch.arange(count).repeat_interleave(contexts), torch.arange(count)]).to(device)
-        lengths = torch.tensor([len(target) for _, target in flat])
-        self._row = torch.arange(len(flat)).repeat_interleave(lengths).to(device)
-        self._share = (1 / lengths.double()).repeat_interleave(lengths).to(device)
-        self._target = torch.tensor([i for _, target in flat for i in target], device=device)
         key, output = Site(layer, "mlp_out", "input"), Site(layer, "mlp_out", "output")
         rewriting = torch.arange(len(flat))
         self._tail: Tail = forward.tail(
@@ -121,6 +119,13 @@ class Problem:
         )
         read_at = self._tail.captured
         self.clean = clean or Clean(*(read_at[site].detach().reshape(count, contexts, -1) for site in (key, output)))
+        device = self.clean.outputs.device  # the vector lives where the edited layer does
+        # which request every row belongs to, which row every target cell, and by how much it counts there
+        self._group = torch.cat([torch.arange(count).repeat_interleave(contexts), torch.arange(count)]).to(device)
+        lengths = torch.tensor([len(target) for _, target in flat])
+        self._row = torch.arange(len(flat)).repeat_interleave(lengths).to(device)
+        self._share = (1 / lengths.double()).repeat_interleave(lengths).to(device, self.dtype)
+        self._target = torch.tensor([i for _, target in flat for i in target], device=device)
         self._squared = self.clean.value.to(self.dtype).square().sum(1)
         self.base: Tensor | None = None
 
@@ -132,9 +137,9 @@ class Problem:
     def losses(self, delta: Tensor) -> Losses:
         """The loss terms with ``delta`` ``[R, hidden]`` added; the first call, with zero, fixes the essence's base."""
         count, contexts = self._shape
-        logits = self._tail.logits(delta, self._group).to(delta.dtype)
+        logits = self._tail.logits(delta, self._group).to(delta)
         asked, essence = logits[:-count], logits[-count:].log_softmax(-1)
-        each = cross_entropy(asked, self._target, reduction="none") * self._share.to(logits.dtype)
+        each = cross_entropy(asked, self._target, reduction="none") * self._share
         nll = logits.new_zeros(count * contexts).index_add(0, self._row, each)
         if self.base is None:
             self.base = essence.detach()

@@ -21,17 +21,15 @@ from kedit_core.editing import EditContext
 from kedit_core.errors import MethodError
 from kedit_core.patches import EditPatch, LowRankDelta
 from kedit_core.requests import EditRequest
+from kedit_methods_locate import guards
 from kedit_methods_locate.hparams import RomeHyperParams, RRomeHyperParams
 from kedit_methods_locate.keys import average
 from kedit_methods_locate.rows import Rewrite, rewrite
-from kedit_methods_locate.stats import Statistic, statistics_for, whereabouts
+from kedit_methods_locate.stats import statistics_for, whereabouts
 from kedit_methods_locate.templates import BARE, context_templates
 from kedit_methods_locate.update import RankOne, direction, rank_one
 from kedit_methods_locate.value import Values, bytes_needed, search
 
-_ASYMMETRIC = 0.1  # specification: ROME, section 4.5
-_REACHED = 0.5
-_ABSURD = 1.0
 _STATISTIC = 24  # bytes for each element of the statistic: the sum, C and its factor
 
 
@@ -85,7 +83,10 @@ class Rome:
                 pieces = self.pieces(values, hparams)
                 towards = direction(pieces.towards, factor.solve if factor else None)
                 update = rank_one(pieces.residual, pieces.key, towards)
-                self._check(context, request, hparams, values, update, statistic)
+                guards.target_reached(context, request, hparams, values)
+                if pieces.key is not pieces.towards:
+                    guards.denominator(context, request, values, update)
+                guards.reach(context, request, values, update, statistic)
                 delta = _delta(context, place, update)
                 deltas.append(delta)
                 records.append(_record(rows, values, update))
@@ -115,65 +116,9 @@ class Rome:
         """What this variant makes its update from."""
         return original_pieces(values)
 
-    def _check(
-        self,
-        context: EditContext,
-        request: EditRequest,
-        hparams: RomeHyperParams,
-        values: Values,
-        update: RankOne,
-        statistic: Statistic | None,
-    ) -> None:
-        probability = float(values.probability[0])
-        if probability < _REACHED:
-            knob = "v_lr" if hparams.clamp_norm_factor is None else "clamp_norm_factor"
-            context.warn(
-                "target_not_reached",
-                probability,
-                f"raise v_num_grad_steps or {knob}, or choose another layer",
-                f"the value search for {request.prompt!r} left the target at probability {probability:.2g} a token",
-            )
-        averaged = average(values.clean.keys)[0].double()
-        usual = float(averaged @ update.right / averaged.norm())
-        if update.cosine < _ASYMMETRIC * usual:
-            context.warn(
-                "small_denominator",
-                update.cosine / usual,
-                "use method r_rome, whose divisor is the averaged key's",
-                f"ROME's divisor for {request.prompt!r} is far below that of the averaged key, so the update is large "
-                "for every other key",
-            )
-        if statistic is not None:
-            moved = update.norm * statistic.spread(update.right)
-            relative = moved / float(values.clean.outputs[0].double().norm(dim=-1).mean())
-            if relative > _ABSURD:
-                context.warn(
-                    "large_update",
-                    relative,
-                    "set or lower clamp_norm_factor, set mom2_ridge, or choose another layer",
-                    f"the update for {request.prompt!r} moves the layer's output on ordinary text by {relative:.2g} "
-                    "times its size at the subject",
-                )
-
 
 class RRome(Rome):
     """The method ``r_rome``: averaged keys throughout (or the bare key throughout, ``variant: p_rome``)."""
-
-    @hookimpl
-    def plan(
-        self, context: EditContext, requests: Sequence[EditRequest], hparams: RomeHyperParams
-    ) -> Mapping[str, Any]:
-        """The weight that will change, the memory beside the model, and where the statistic will come from."""
-        layer = _layer(context, hparams)
-        width = context.adapter.mlp_size(layer)
-        templates = hparams.context_templates or (BARE,) * (1 + sum(count for _, count in hparams.context_lengths))
-        rows = [rewrite(context.tokens, request, templates, hparams.fact_token) for request in requests]
-        statistic = whereabouts(context, layer, hparams) if hparams.mom2_adjustment else "not used (identity)"
-        return {
-            "places": [context.adapter.mlp_out_weight(layer)],
-            "memory_bytes": max(bytes_needed(context.adapter, each, layer) for each in rows) + _STATISTIC * width**2,
-            "notes": [f"statistic of layer {layer}: {statistic}"],
-        }
 
     def pieces(self, values: Values, hparams: RomeHyperParams) -> Pieces:
         """Averaged keys, or bare ones when the settings say so."""

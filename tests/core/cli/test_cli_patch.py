@@ -137,7 +137,7 @@ def test_verify_tells_a_broken_file(patch: Path) -> None:
 def test_apply_and_revert(base: Path, patch: Path, model: Any, tmp_path: Path) -> None:
     before, out = files(base), tmp_path / "out"
     result = run("patch", "apply", base, patch, "-o", out)
-    assert result.exit_code == 0 and "kedit patch revert" in result.output
+    assert result.exit_code == 0 and f"kedit patch revert {out} -o " in result.output
     make_patch(model, seed=1).save(tmp_path / "second.safetensors")
     result = run("patch", "apply", out, tmp_path / "second.safetensors", "-o", out, "--json")
     change = json.loads(result.stdout)
@@ -159,6 +159,8 @@ def test_apply_refuses(base: Path, patch: Path, tmp_path: Path) -> None:
     assert run("patch", "apply", base, patch).exit_code == 2
     assert run("patch", "apply", base, patch, "-o", base).exit_code == 2
     assert run("patch", "apply", tmp_path, patch, "-o", tmp_path / "out").exit_code == 2
+    result = run("patch", "apply", base, patch, "-o", tmp_path / "new", "--with", "encoder")
+    assert result.exit_code == 2 and "ROLE=PATH" in result.stderr
     assert run("patch", "revert", base, "-o", tmp_path / "back").exit_code == 2
     result = run("patch", "apply", "nobody/has-this", patch, "-o", tmp_path / "out")
     assert result.exit_code == 2 and "nobody/has-this" in result.stderr

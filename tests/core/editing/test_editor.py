@@ -107,6 +107,37 @@ def test_a_case_of_several_requests_in_single_without_batch(facts: list[EditRequ
     assert len(result.patch.requests) == 2
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_single_leaves_an_extending_methods_patch_on(facts: list[EditRequest], count: int) -> None:
+    e = editor("extending")
+    first = e.edit(fact("a", prompt="The mayor of France is"), evaluate=False)
+    before = Snapshot(e.model)
+    result = e.edit(facts[:count], scenario="single", evaluate=False)
+    assert len(result.patches) == count
+    assert [entry.patch.id for entry in e.stack.patches] == [first.patch.id]
+    assert before.differences(e.model) == []
+    again = e.edit(fact("b"), evaluate=False)  # it goes on from the patch that stayed
+    assert [entry.patch.id for entry in e.stack.patches] == [again.patch.id]
+    assert again.patch.parents == ()
+
+
+def test_a_patch_that_nobody_takes_off_is_said(facts: list[EditRequest]) -> None:
+    class Refusing:
+        @hookimpl
+        def restore(self) -> bool:
+            return False
+
+    e = editor(plugins=[Refusing()])
+    before = Snapshot(e.model)
+    with pytest.raises(MethodError, match="was not taken off"):
+        e.edit(facts, scenario="single", evaluate=False)
+    assert before.differences(e.model) == []
+    patch = e.edit(facts[0], evaluate=False).patch
+    for take_off in (lambda: e.remove(patch), e.restore):
+        with pytest.raises(MethodError, match="was not taken off"):
+            take_off()
+
+
 def test_the_second_edit_stands_on_the_first() -> None:
     e = editor()
     first = e.edit(fact("a"))
@@ -222,6 +253,17 @@ def test_a_method_that_changes_the_model_is_refused_and_undone() -> None:
     assert before.differences(e.model) == []
 
 
+@pytest.mark.parametrize("call", ["compute", "edit"])
+def test_something_else_than_a_patch_is_laid_at_the_methods_door(call: str) -> None:
+    with pytest.raises(PluginError, match=r"returns_text.*kedit-local.*returned str.*not EditPatch") as told:
+        getattr(editor("returns_text"), call)(fact())
+    assert (told.value.plugin, told.value.distribution, told.value.hook) == (
+        "returns_text",
+        "kedit-local",
+        "compute_patch",
+    )
+
+
 def test_an_operation_that_was_not_declared_is_refused() -> None:
     with pytest.raises(MethodError, match="dense_delta"):
         editor("emits_undeclared").edit(fact())
@@ -278,8 +320,9 @@ def test_inputs_are_refused_with_one_sentence() -> None:
         editor("nudg")
     with pytest.raises(InputError, match="no method"):
         editor(None).edit(fact())
-    with pytest.raises(InputError, match="empty"):
-        editor().edit([])
+    for call in ("edit", "compute", "plan", "evaluate"):
+        with pytest.raises(InputError, match=f"nothing to {call}: .* empty"):
+            getattr(editor(), call)([])
     with pytest.raises(InputError, match="no scenario 'parallel'"):
         editor().edit(fact(), scenario="parallel")
     with pytest.raises(InputError, match="no way"):

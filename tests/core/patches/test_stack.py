@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from core.patches.patch_kit import (
     KINDS,
     METHOD,
     NearKey,
+    Whisper,
     bits,
     expected_weight,
     near_key,
@@ -44,6 +46,7 @@ from kedit_core.patches import (
     PatchStack,
     Replace,
     Requirement,
+    Route,
     RouterOperation,
     path_digest,
 )
@@ -536,6 +539,31 @@ def test_kinds_that_are_missing_wrong_or_broken() -> None:
         base = stack.base_of([low])
         stack.apply(EditPatch(method=METHOD, base=base, operations=[low, near_key(["model.layers.9"], 32)]))
     assert stack.weights_digest() == digest and not stack.patches
+
+
+@pytest.mark.parametrize("where", ["before", "after", "to_device"])
+def test_a_kind_that_fails_is_named(where: str) -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug in the kind")
+
+    failing = type("Failing", (NearKey,), {where: fail})
+    model = model_of("llama")
+    stack = PatchStack.of(model, kinds={"test.near_key": failing})
+    stack.apply(patch_of(stack, [near_key(["model.layers.1"], 32)]))
+    with pytest.raises(StackDisturbedError if where == "to_device" else PluginError, match=r"near_key.*ZeroDivision"):
+        stack.to("cpu") if where == "to_device" else logits(model)
+
+
+def test_a_router_that_fails_is_named() -> None:
+    class Failing(Whisper):
+        def route(self, prompts: Sequence[str]) -> list[Route]:
+            raise ZeroDivisionError("a bug in the router")
+
+    stack = PatchStack.of(model_of("llama"), kinds={"test.whisper": Failing})
+    stack.apply(patch_of(stack, [whisper()]))
+    with pytest.raises(PluginError, match=r"whisper.*failed in route \(ZeroDivision") as told:
+        stack.route(["of Ruritania"])
+    assert told.value.plugin == "test.whisper"
 
 
 def test_requirements_are_given_by_role_and_checked(tmp_path: Path) -> None:

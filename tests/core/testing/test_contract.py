@@ -74,6 +74,17 @@ def test_a_broken_method_fails_and_the_message_tells_why(name: str, pytester: py
     assert why in text
 
 
+def test_what_a_failure_leaves_behind_is_seen() -> None:
+    """The Editor puts flags and hooks back after a failure; the kit looks before it does."""
+
+    class Untidy(_Toy):
+        method = "untidy_when_stopped"
+
+    Untidy().test_computing_leaves_everything_as_found("llama")
+    with pytest.raises(AssertionError, match=r"was stopped by an error .* the hooks of"):
+        Untidy().test_a_failure_leaves_everything_as_found("llama")
+
+
 @pytest.mark.slow
 def test_an_expected_failure_that_holds_is_an_error(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,8 +33,23 @@ def json_option(command: F) -> F:
         is_flag=False,
         flag_value=STDOUT,
         default=None,
+        callback=_writable,
         help="Write the result as JSON to FILE, or to stdout instead of text.",
     )(command)
+
+
+def _writable(context: click.Context, parameter: click.Parameter, json_to: str | None) -> str | None:
+    """Refuse a file that cannot be written before the work is done, not after it."""
+    if json_to is None or json_to == STDOUT or context.resilient_parsing:
+        return json_to
+    folder = Path(os.path.realpath(json_to)).parent
+    if Path(json_to).is_dir():
+        raise click.BadParameter(f"{json_to} is a folder; give the name of a file.", context, parameter)
+    if not folder.is_dir():
+        raise click.BadParameter(f"the folder {folder} does not exist; make it first.", context, parameter)
+    if not os.access(folder, os.W_OK):
+        raise click.BadParameter(f"nothing can be written to the folder {folder}.", context, parameter)
+    return json_to
 
 
 def emit(json_to: str | None, data: Callable[[], Any], text: Callable[[], None]) -> None:
@@ -53,14 +68,22 @@ def as_json(data: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it, so that it is never half-written."""
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file beside and rename it, so that it is never half-written.
+
+    A link is followed. What is no ordinary file (a device, a pipe) is written to, never replaced by a file.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")
+        return
+    beside = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with beside.open("x", encoding="utf-8") as file:
             file.write(text)
-        Path(beside).replace(path)
+        beside.replace(target)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         raise
 
 

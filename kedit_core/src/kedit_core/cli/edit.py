@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,13 +134,15 @@ class _CaseSaver:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.count = 0
+        self.names: set[str] = set()
 
     def __call__(self, patch: EditPatch, requests: tuple[EditRequest, ...]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"[^\w.-]+", "_", requests[0].case_id or requests[0].id)
+        stem = re.sub(r"[^\w.-]+", "_", requests[0].case_id or requests[0].id)
+        # "a/b" and "a_b" are two cases
+        name = next(name for n in count(1) if (name := stem if n == 1 else f"{stem}-{n}") not in self.names)
+        self.names.add(name)
         patch.save(self.folder / f"{name}.safetensors")
-        self.count += 1
 
 
 def _requests(
@@ -221,7 +224,7 @@ def _show(
         number = "" if warning.number is None else f" ({warning.number:.4g})"
         note(f"warning: {warning.message}{number}; {warning.remedy}")
     if saver is not None:
-        say(f"\n{saver.count} patches are in {saver.folder}")
+        say(f"\n{len(saver.names)} patches are in {saver.folder}")
     if saved is not None:
         say(f"\npatch {result.patch.id[:12]} is in {saved} ({human_bytes(saved.stat().st_size)})")
     say(f"{len(result.requests)} request{'s' * (len(result.requests) != 1)} edited in {result.seconds:.1f} s")

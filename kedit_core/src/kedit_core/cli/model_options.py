@@ -78,7 +78,7 @@ def open_editor(
     from kedit_core.patches import EditPatch
 
     loaded: list[EditPatch] = [EditPatch.load(path) for path in patches]
-    resources = dict(_role(text) for text in given)
+    resources = roles(given)
     editor = Editor.from_pretrained(
         model,
         method,
@@ -110,8 +110,12 @@ def read_requests(source: str, host: Host, *, needs_subject: bool = False) -> li
     return list(info.requests())
 
 
-def _role(text: str) -> tuple[str, Path]:
-    role, equals, path = text.partition("=")
-    if not equals or not role or not path:
-        raise InputError(f"--with {text} is not ROLE=PATH; write for example --with encoder=folder")
-    return role, Path(path)
+def roles(given: Sequence[str]) -> dict[str, Path]:
+    """role -> path of all ``--with ROLE=PATH``; InputError for one that is not of that form."""
+    found: dict[str, Path] = {}
+    for text in given:
+        role, equals, path = text.partition("=")
+        if not equals or not role or not path:
+            raise InputError(f"--with {text} is not ROLE=PATH; write for example --with encoder=folder")
+        found[role] = Path(path)
+    return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kedit_core.cli.common import emit, human_bytes, json_option, note, progress, say, show_table
+from kedit_core.cli.model_options import roles
 from kedit_core.cli.root import catalogue
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ def apply(
     from kedit_core.patches import EditPatch
     from kedit_core.patches.disk import apply_to_folder
 
-    loaded = EditPatch.load(file)
-    resources = {role: Path(path) for role, _, path in (text.partition("=") for text in given)}
+    loaded, resources = EditPatch.load(file), roles(given)
     change = apply_to_folder(
         _folder(ctx, base),
         loaded,
@@ -105,7 +105,7 @@ def apply(
     emit(
         json_to,
         lambda: _change(change),
-        lambda: _show_change(change, f"Take it off again: kedit patch revert {output}"),
+        lambda: _show_change(change, f"Take it off again: kedit patch revert {output} -o FOLDER"),
     )
 
 

@@ -17,7 +17,7 @@ from kedit_core.editing.context import EditContext, seeded
 from kedit_core.editing.core_plugin import CorePlugin
 from kedit_core.editing.guard import left_as_found
 from kedit_core.editing.result import EditResult
-from kedit_core.editing.rounds import compute_round, run_cases, run_rounds, settle
+from kedit_core.editing.rounds import compute_round, run_cases, run_rounds, settle, take_off
 from kedit_core.editing.scenarios import Round, cases, choose_scenario, rounds
 from kedit_core.editing.settings import Settings, resolve_settings
 from kedit_core.editing.sources import load_model, resolve_model
@@ -76,6 +76,8 @@ class Editor:
     ) -> None:
         if way is not None and way not in WAYS:
             raise InputError(f"there is no way {way!r}; choose one of {', '.join(WAYS)}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
+            raise InputError(f"the seed is {seed!r}; give a whole number from 0 to 2**63 - 1")
         self.tokenizer = tokenizer
         self.catalogue = catalogue or Catalogue.installed()
         self.info: MethodInfo | None = self.catalogue.method(method) if method is not None else None
@@ -171,9 +173,7 @@ class Editor:
         method = self._method()
         if way is not None and way not in WAYS:
             raise InputError(f"there is no way {way!r}; choose one of {', '.join(WAYS)}")
-        given = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
-        if not given:
-            raise InputError("there is nothing to edit: the list of requests is empty")
+        given = _given(requests, "edit")
         chosen = choose_scenario(scenario, method)
         context = self._context(scenario=chosen, way=way or self.way, protocols=protocols if evaluate else ())
         prepared = tuple(self.host.prepare_requests(context, given))
@@ -210,7 +210,7 @@ class Editor:
 
         Raises as :meth:`edit`; also InputError for several requests when the method edits one at a time.
         """
-        given = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
+        given = _given(requests, "compute")
         method = self._method()
         if len(given) > 1 and "batch" not in method.scenarios:
             raise InputError(f"method {method.name!r} edits one request at a time; call edit() for several")
@@ -223,7 +223,7 @@ class Editor:
     ) -> dict[str, Any]:
         """What :meth:`edit` would do, without doing it: JSON-able."""
         method = self._method()
-        given = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
+        given = _given(requests, "plan")
         chosen = choose_scenario(scenario, method)
         context = self._context(scenario=chosen, way=self.way, protocols=())
         prepared = tuple(self.host.prepare_requests(context, given))
@@ -270,9 +270,14 @@ class Editor:
         context.resources = {**self.resources, **{k: Path(v) for k, v in (resources or {}).items()}}
         return self.host.apply_to_model(context, patch, context.way)
 
-    def remove(self, patch: EditPatch) -> bool:
-        """Take a patch off the model, whatever its place on the stack; the rest stays bit for bit what it would be."""
-        return self.host.restore(self._context(scenario="batch", way=None, protocols=()), patch)
+    def remove(self, patch: EditPatch) -> None:
+        """Take a patch off the model, whatever its place on the stack; the rest stays bit for bit what it would be.
+
+        Raises:
+            StackOrderError: it is not on the model.
+            StackDisturbedError, MethodError: it could not be taken off; nothing was changed.
+        """
+        take_off(self._context(scenario="batch", way=None, protocols=()), patch)
 
     def restore(self) -> None:
         """Take every patch off: the model is the very one it was at first."""
@@ -314,10 +319,12 @@ class Editor:
     def evaluate(
         self, requests: EditRequest | Sequence[EditRequest], *, protocols: Sequence[str] = ("generate",)
     ) -> Evaluation:
-        """Measure the model as it is now (with the patches on it) against itself without any patch."""
-        given = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
-        if not given:
-            raise InputError("there is nothing to evaluate: the list of requests is empty")
+        """Measure the model as it is now (with the patches on it) against itself without any patch.
+
+        Raises StackDisturbedError when something else changed what the patches had put there.
+        """
+        self.stack.check()
+        given = _given(requests, "evaluate")
         scenario: Scenario = "sequential" if len(self.stack.patches) > 1 else "batch"
         context = self._context(scenario=scenario, way=self.way, protocols=protocols)
         prepared = tuple(self.host.prepare_requests(context, given))
@@ -412,6 +419,14 @@ class Editor:
         except BaseException:
             self.stack.reset_to(before)
             raise
+
+
+def _given(requests: EditRequest | Sequence[EditRequest], verb: str) -> tuple[EditRequest, ...]:
+    """One request or many, as many; InputError for none."""
+    given = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
+    if not given:
+        raise InputError(f"there is nothing to {verb}: the list of requests is empty")
+    return given
 
 
 def cache_folder() -> Path:

@@ -19,7 +19,9 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._tensors = {name: (tensor, tensor.data_ptr(), tensor._version) for name, tensor in _tensors(model).items()}
+        self._tensors = {
+            name: (tensor, tensor.data_ptr(), _version(tensor)) for name, tensor in _tensors(model).items()
+        }
         self._flags = [(name, p, p.requires_grad, p.grad) for name, p in model.named_parameters()]
         self._modes = [(name, module, module.training) for name, module in model.named_modules()]
         self._hooks = {name: _hooks(module) for name, module in model.named_modules()}
@@ -56,7 +58,7 @@ class ModelState:
         changed = [name for name in now if name not in self._tensors]
         for name, (tensor, pointer, version) in self._tensors.items():
             live = now.get(name)
-            if live is not tensor or live.data_ptr() != pointer or live._version != version:
+            if live is not tensor or live.data_ptr() != pointer or _version(live) != version:
                 changed.append(name)
         return changed
 
@@ -85,6 +87,11 @@ def left_as_found(model: nn.Module, who: str) -> Iterator[None]:
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    # tensors made under inference_mode count no versions
+    return None if tensor.is_inference() else tensor._version
 
 
 def _hooks(module: nn.Module) -> dict[str, set[Any]]:

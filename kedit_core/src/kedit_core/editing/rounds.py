@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
+
+import torch
 
 from kedit_core.contract import MethodInfo
 from kedit_core.editing.context import EditContext, seeded
 from kedit_core.editing.guard import left_as_found
 from kedit_core.editing.scenarios import Round
-from kedit_core.errors import MethodError
+from kedit_core.errors import MethodError, PluginError
 from kedit_core.evaluation import Evaluation
 from kedit_core.hparams import HyperParams
 from kedit_core.patches import EditPatch
@@ -20,12 +23,22 @@ OnPatch: TypeAlias = Callable[[EditPatch, Round], None]
 def compute_round(context: EditContext, requests: Round) -> EditPatch:
     """One patch, computed and not applied, with the model checked to be as it was.
 
-    Raises MethodError when the method changed the model, or made operations that it does not declare.
+    Raises MethodError when the method changed the model, or made operations that it does not declare; PluginError when
+    it returned something else than a patch.
     """
     method, hparams = _chosen(context)
     context.generator = seeded(context.seed)
-    with left_as_found(context.model, f"method {method.name!r}"):
+    with _with_autograd(), left_as_found(context.model, f"method {method.name!r}"):
         patch = context.host.compute_patch(context, requests, hparams)
+    if not isinstance(patch, EditPatch):
+        distribution = context.method_distribution or "(unknown distribution)"
+        raise PluginError(
+            f"method {method.name!r} of {distribution} returned {type(patch).__name__} from compute_patch, not "
+            "EditPatch; build it with context.new_patch",
+            plugin=method.name,
+            distribution=distribution,
+            hook="compute_patch",
+        )
     if undeclared := sorted({operation.type for operation in patch.operations} - method.operations):
         raise MethodError(
             f"method {method.name!r} made operations of type {', '.join(undeclared)} and declares only "
@@ -43,7 +56,7 @@ def run_rounds(context: EditContext, calls: Sequence[Round], on_patch: OnPatch |
         for call in calls:
             patch = compute_round(context, call)
             if extend and context.previous is not None:
-                context.host.restore(context, context.previous)
+                take_off(context, context.previous)
             context.host.apply_to_model(context, patch, context.way)
             context.records.setdefault("patch_bytes", []).append(float(len(patch.to_bytes())))
             made = (patch,) if extend else (*made, patch)
@@ -60,9 +73,18 @@ def settle(context: EditContext, made: Sequence[EditPatch]) -> EditPatch:
         return made[0]
     joined = EditPatch.join(made)
     for patch in reversed(made):
-        context.host.restore(context, patch)
+        take_off(context, patch)
     context.host.apply_to_model(context, joined, context.way)
     return joined
+
+
+def take_off(context: EditContext, patch: EditPatch) -> None:
+    """Have a patch taken off by whoever put it on; MethodError when nobody did, so that none stays on unnoticed."""
+    if not context.host.restore(context, patch):
+        raise MethodError(
+            f"the patch {patch.id[:12]} was not taken off: some plugin's restore answered False where it must take the "
+            "patch off, or answer None to leave that to others"
+        )
 
 
 def run_cases(
@@ -74,7 +96,7 @@ def run_cases(
     """Each case alone, on the model as it was found, measured, and taken off again."""
     patches: list[EditPatch] = []
     evaluations: list[Evaluation] = []
-    before = context.previous
+    before, found = context.previous, context.stack.patches
     with context.progress("editing, one case at a time", total=len(plan)) as step:
         for case, calls in plan:
             context.previous = before
@@ -85,9 +107,22 @@ def run_cases(
             if measure is not None:
                 evaluations.append(measure(case))
             context.records.clear()
-            context.host.restore(context, patch)
+            take_off(context, patch)
+            if context.stack.patches != found:
+                # an extending method's patch had taken the place of the one before
+                context.stack.reset_to(found)
             step.advance()
     return tuple(patches), evaluations
+
+
+@contextmanager
+def _with_autograd() -> Iterator[None]:
+    """Out of the caller's inference_mode, where no method could take a gradient; nothing otherwise."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _chosen(context: EditContext) -> tuple[MethodInfo, HyperParams]:

@@ -41,6 +41,11 @@ def resolve_settings(
                 "right class, a mapping or a file"
             )
         return resolve(cls, overrides={**hparams.to_dict(), **_mapping(overrides)})
+    if not isinstance(hparams, Mapping | str | Path | None):
+        raise InputError(
+            f"settings are a mapping, the path of a file or a {cls.__name__}, and got {type(hparams).__name__}; give one "
+            "of these (key=value texts go to overrides)"
+        )
     file = Path(hparams) if isinstance(hparams, str | Path) else None
     given = {**hparams, **_mapping(overrides)} if isinstance(hparams, Mapping) else overrides
     return resolve(cls, shape, presets=method.presets, preset=preset, file=file, overrides=given)

@@ -71,16 +71,18 @@ def _from_hub(model: str, revision: str | None, registered: list[str]) -> ModelF
 def load_model(source: ModelFolder, *, dtype: Any = None, device: Any = None) -> tuple[Any, Any]:
     """Model (in eval mode) and tokenizer of a folder, in the dtype its config states unless ``dtype`` is given.
 
-    ``dtype``: a torch.dtype or its name. Raises InputError for an unknown dtype or a folder transformers cannot load.
+    ``dtype``: a torch.dtype or its name. Raises InputError for an unknown dtype, a device that is not there, or a folder
+    transformers cannot load.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     if isinstance(dtype, str) and dtype != "auto":
         wanted = getattr(torch, dtype, None)
-        if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
-            raise InputError(f"{dtype!r} is no floating-point dtype of torch; use float32, bfloat16 or float16")
+        if wanted not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise InputError(f"{dtype!r} is no dtype that kedit computes in; use float32, bfloat16, float16 or float64")
         dtype = wanted
+    _check_device(device)
     from transformers.utils import logging as transformers_logging
 
     bar = transformers_logging.is_progress_bar_enabled()
@@ -98,6 +100,18 @@ def load_model(source: ModelFolder, *, dtype: Any = None, device: Any = None) ->
     if device is not None:
         model.to(device)
     return model.eval(), tokenizer
+
+
+def _check_device(device: Any) -> None:
+    """InputError for a device that torch does not know or that this machine does not have; before a model is loaded."""
+    import torch
+
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise InputError(f"the device {str(device)!r} cannot be used ({_first_line(error)}); choose another") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -207,13 +207,13 @@ def resolve_protocol(name: str | Protocol, known: Sequence[Protocol] = PROTOCOLS
     return by_name[name]
 
 
-def resolve_protocols(names: Iterable[str | Protocol], known: Sequence[Protocol] = PROTOCOLS) -> tuple[Protocol, ...]:
-    """The protocols of these names, each once, in the order given.
+def resolve_protocols(names: str | Protocol | Iterable[str | Protocol], known: Sequence[Protocol] = PROTOCOLS) -> tuple[Protocol, ...]:
+    """The protocols of these names (or of one name), each once, in the order given.
 
     Raises UnknownNameError for a name nobody has, and DuplicateNameError for two different ones of the same name.
     """
     found: dict[str, Protocol] = {}
-    for name in names:
+    for name in [names] if isinstance(names, str | Protocol) else names:
         protocol = resolve_protocol(name, known)
         if found.setdefault(protocol.name, protocol) != protocol:
             raise DuplicateNameError(

@@ -108,6 +108,13 @@ class TokenBoundary:
         """
         if not text:
             raise InputError("the prompt is empty; give at least one character")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the prompt {ascii(text[:60])} has half a character (a lone surrogate), which no UTF-8 text can hold; take "
+                "it out"
+            ) from error
         return self._encode(text)
 
     def pair(self, prompt: str, target: str) -> Pair:

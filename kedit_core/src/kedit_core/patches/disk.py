@@ -1,9 +1,9 @@
 """Patches on model folders: ``apply_to_folder`` and ``revert_folder`` stream the weight files and load no model.
 
 A weight is computed as on a live model in the merged way, in the dtype the file stores it in, so loading the written
-folder gives bit for bit what applying the patches to the loaded folder gives. (One exception: parameters that a model
-class keeps in float32 whatever the file says; there the file's dtype wins.) Memory: one parameter in float32, and one
-delta of it.
+folder gives bit for bit what applying the patches to the loaded folder gives. (Where a parameter is loaded in another
+dtype than it is stored in, the file's dtype wins: where config.json states another, or a model class keeps a parameter
+in float32 whatever the file says.) Memory: one parameter in float32, and one delta of it.
 """
 
 from __future__ import annotations

@@ -13,16 +13,14 @@ from kedit_core.contract import Way
 from kedit_core.errors import (
     BaseMismatchError,
     InputError,
-    KeditError,
     PatchFormatError,
-    PluginError,
     StackOrderError,
     UnknownNameError,
 )
 from kedit_core.forward.scope import PromptScope
 from kedit_core.patches.format import EditPatch
 from kedit_core.patches.hooks import Branch, Hung
-from kedit_core.patches.kinds import LiveContext, ModuleKind, RouterKind
+from kedit_core.patches.kinds import LiveContext, ModuleKind, RouterKind, blamed, kind_error
 from kedit_core.patches.operations import (
     LowRankDelta,
     ModuleOperation,
@@ -86,7 +84,8 @@ class Entry:
             one.place = find_place(model, one.place.name)
             one.branch = _branch(one.delta, one.place)
         for kind in self.kinds:
-            kind.to_device({place: kind.live.device(place) for place in kind.operation.places})
+            with blamed(kind.operation.kind, type(kind), "failed in to_device"):
+                kind.to_device({place: kind.live.device(place) for place in kind.operation.places})
 
 
 def make_entry(
@@ -213,11 +212,8 @@ def _branch(delta: LowRankDelta, place: Place) -> Branch:
 def _make_kind(operation: Any, find_kind: FindKind, base: type[Any], live: LiveContext) -> Any:
     cls = find_kind(operation.kind)
     if not isinstance(cls, type) or not issubclass(cls, base):
-        raise PluginError(
-            f"the kind {operation.kind!r} is {cls!r}, not a {base.__name__}; its plugin must derive it from that class",
-            plugin=operation.kind,
-            distribution=getattr(cls, "__module__", "?").partition(".")[0],
-            hook="kedit.operations",
+        raise kind_error(
+            operation.kind, cls, f"is {cls!r}, not a {base.__name__}; its plugin must derive it from that class"
         )
     if operation.kind_version not in cls.versions:
         known = ", ".join(map(str, cls.versions))
@@ -225,14 +221,5 @@ def _make_kind(operation: Any, find_kind: FindKind, base: type[Any], live: LiveC
             f"the patch needs version {operation.kind_version} of {operation.kind!r} and version {known} is installed; "
             "update the distribution that provides it"
         )
-    try:
+    with blamed(operation.kind, cls, "could not be put on"):
         return cls(operation, live)
-    except KeditError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"the kind {operation.kind!r} could not be put on: {type(error).__name__}: {error}",
-            plugin=operation.kind,
-            distribution=cls.__module__.partition(".")[0],
-            hook="kedit.operations",
-        ) from error

@@ -170,11 +170,16 @@ class EditPatch:
     def save(self, path: str | os.PathLike[str]) -> str:
         """Write the file beside ``path``, then put it there in one step; the patch's id.
 
+        A link is followed. What is no ordinary file (a device, a pipe) is written to, never replaced by a file.
+
         Raises KeditError when the file cannot be written or a tensor was changed since the patch was built.
         """
-        target = Path(path)
+        target = Path(os.path.realpath(path))
         beside = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
         try:
+            if target.exists() and not target.is_file():
+                with target.open("wb") as stream:
+                    return self._write(stream)
             with beside.open("xb") as stream:
                 digest = self._write(stream)
                 stream.flush()

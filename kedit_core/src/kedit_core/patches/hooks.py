@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kedit_core.errors import StackDisturbedError
-from kedit_core.patches.kinds import ModuleKind
+from kedit_core.patches.kinds import ModuleKind, blamed
 from kedit_core.patches.operations import LowRankDelta
 from kedit_core.patches.weights import exact_dtype
 
@@ -82,8 +82,10 @@ class Site:
         if not self.kinds or not self.live():
             return None
         for kind in self.kinds:
-            if (changed := kind.before(self.path, args, kwargs)) is not None:
-                args, kwargs = changed
+            with blamed(kind.operation.kind, type(kind), f"failed before {self.path}"):
+                changed = kind.before(self.path, args, kwargs)
+                if changed is not None:
+                    args, kwargs = changed
         return args, kwargs
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -93,7 +95,9 @@ class Site:
             value = args[0] if args else kwargs["input"]
             output = _with_branches(self.branches, value, output)
         for kind in self.kinds:
-            if (changed := kind.after(self.path, args, kwargs, output)) is not None:
+            with blamed(kind.operation.kind, type(kind), f"failed after {self.path}"):
+                changed = kind.after(self.path, args, kwargs, output)
+            if changed is not None:
                 output = changed
         return output
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
+from kedit_core.errors import KeditError, PluginError
 from kedit_core.patches.operations import ModuleOperation, RouterOperation
 
 if TYPE_CHECKING:
@@ -97,6 +99,25 @@ class RouterKind(ABC):
     @abstractmethod
     def route(self, prompts: Sequence[str]) -> Sequence[Route]:
         """One route per prompt, in order. ``prompts`` are as the user wrote them, whatever other routers say."""
+
+
+def kind_error(kind: str, cls: Any, what: str) -> PluginError:
+    """A :class:`PluginError` about the class of a kind; ``what`` completes the sentence begun with the kind's name."""
+    package = str(getattr(cls, "__module__", "?")).partition(".")[0].replace("_", "-")
+    return PluginError(
+        f"the kind {kind!r} of {package} {what}", plugin=kind, distribution=package, hook="kedit.operations"
+    )
+
+
+@contextmanager
+def blamed(kind: str, cls: Any, what: str) -> Iterator[None]:
+    """What a kind's code raises in the block comes out as a PluginError that names it; kedit's own errors pass."""
+    try:
+        yield
+    except KeditError:
+        raise
+    except Exception as error:
+        raise kind_error(kind, cls, f"{what} ({type(error).__name__}: {error})") from error
 
 
 def to_all(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:

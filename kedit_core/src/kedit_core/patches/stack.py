@@ -254,22 +254,32 @@ class PatchStack:
         """
         if not self._suspended:
             self.check()
-            self._slots.show_base()
         self._suspended += 1
-        self._follow_calls()
         try:
+            if self._suspended == 1:
+                self._show()
             yield
         finally:
             self._suspended -= 1
             if not self._suspended:
-                self._resume()
+                try:
+                    self._resume()
+                except BaseException:
+                    # an interrupt may have come half-way
+                    self._show()
+                    raise
 
     def _resume(self) -> None:
-        try:
-            self._slots.check(base_shown=True)
-        finally:
+        self._slots.check(base_shown=True)
+        self._show()
+
+    def _show(self) -> None:
+        """The base or the edited model, as the moment asks."""
+        if self._suspended:
+            self._slots.show_base()
+        else:
             self._slots.show_edited()
-            self._follow_calls()
+        self._follow_calls()
 
     def to(self, *args: Any, **kwargs: Any) -> nn.Module:
         """``model.to(...)`` for a model with patches: moves the model and what the stack keeps, together.

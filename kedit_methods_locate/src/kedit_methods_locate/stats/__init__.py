@@ -3,8 +3,9 @@
 from kedit_methods_locate.stats.collect import Partial, Sums, collect
 from kedit_methods_locate.stats.corpus import Corpus, DocumentRows, FileCorpus, IdRows, Rows, TextCorpus
 from kedit_methods_locate.stats.fingerprint import key_of, tokenizer_digest, weights_digest
-from kedit_methods_locate.stats.lookup import Sample, Source, cached, check, collected, statistics_for, whereabouts
+from kedit_methods_locate.stats.lookup import cached, check, collected, statistics_for, whereabouts
 from kedit_methods_locate.stats.sample import sample_rows
+from kedit_methods_locate.stats.source import Sample, Source
 from kedit_methods_locate.stats.statistic import TOKENS_PER_WIDTH, Factorised, Statistic, merged
 from kedit_methods_locate.stats.store import load_npz, load_statistics, save_statistics
 

@@ -56,7 +56,7 @@ class Partial:
     def save(self, sums: Sums) -> None:
         """Write them, atomically."""
         meta = {"partial": self.key, "count": sums.count, "documents": sums.documents, "position": sums.position}
-        write_tensors(self.path, {f"{layer}.total": total for layer, total in sums.totals.items()}, meta)
+        write_tensors(self.path, {f"{layer}.total": total.cpu() for layer, total in sums.totals.items()}, meta)
 
     def load(self, layers: Sequence[int]) -> Sums | None:
         """What an interrupted pass left, or None when there is nothing usable."""
@@ -144,6 +144,9 @@ def _add(
         sums.count += int(chosen.sum())
         for layer, site in sites.items():
             values = run.activations[site]
+            if values.is_cuda and not sums.totals[layer].is_cuda:
+                # m x m numbers need not cross for every batch
+                sums.totals[layer] = sums.totals[layer].to(values.device)
             add_products(sums.totals[layer], values[chosen.to(values.device)])
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from kedit_core.cli.common import console, human_bytes
 from kedit_core.evaluation.report import format_value
+from kedit_factworld.demo_run import same_answer
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -64,7 +65,7 @@ def _fact(report: DemoReport) -> RenderableType:
 def _readings(report: DemoReport) -> RenderableType:
     table = _table("", "prompt", "before", "after", "")
     for reading in report.readings:
-        good = reading.after.rstrip(".").casefold() == reading.wanted.casefold()
+        good = same_answer(reading.after, reading.wanted)
         verdict = Text("as wanted", "green") if good else Text(f"wanted {reading.wanted}", "yellow")
         after = Text(reading.after or "(nothing)", "bold")
         table.add_row(Text(reading.role, "dim"), Text(reading.prompt), Text(reading.before), after, verdict)
