@@ -450,3 +450,41 @@ def test_it_works_without_torch() -> None:
         'print(parse_requests(b\'{"prompt": "a", "target_new": "b"}\', \'.json\')[0].prompt)\n'
     )
     assert run_without_torch(code).strip() == "a"
+
+
+# --- requests made in Python -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"prompt": 3}, "prompt: is a int, expected text"),
+        ({"target_new": ["c"]}, "target_new: is a list, expected text"),
+        ({"subject": 3}, "subject: is a int, expected text or None"),
+        ({"case_id": 1}, "case_id: is a int, expected text or None"),
+        ({"rephrase_prompts": "A b"}, "rephrase_prompts: is a str, expected a tuple, each text"),
+        ({"aliases": (1,)}, "aliases[0]: is a int, expected text"),
+        ({"subject_span": (0.0, 1.0)}, "subject_span: is (0.0, 1.0), expected two whole numbers, (start, end)"),
+        ({"locality": ()}, "locality: is a tuple, expected a mapping: name -> tuple of probes"),
+        ({"locality": {"n": Probe(prompt="p")}}, "locality.n: is a Probe, expected a tuple, each a Probe"),
+        ({"portability": {"n": ({"prompt": "p"},)}}, "portability.n[0]: is a dict, expected a Probe"),
+        (
+            {"locality": {"n": (Probe(prompt="p", answers="Paris"),)}},  # type: ignore[arg-type]
+            "locality.n[0].answers: is a str, expected a tuple, each text",
+        ),
+        ({"prompt": "A \ud800 is"}, "prompt: has half a character (a lone surrogate), which no UTF-8 text can hold"),
+    ],
+)
+def test_values_of_wrong_types_are_told_and_never_walked_through(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError) as error:
+        check_requests([EditRequest(**{**SMALL, **values})])
+    assert error.value.faults == (told,)
+
+
+def test_lists_do_where_tuples_are_meant() -> None:
+    check_requests([EditRequest(**SMALL, aliases=["d"], locality={"n": [Probe(prompt="p", answers=["q"])]})])  # type: ignore[arg-type]
+
+
+def test_what_is_no_request_is_told() -> None:
+    with pytest.raises(RequestError, match=r"is a dict, expected an EditRequest \(request_from_dict makes one"):
+        check_requests([SMALL])  # type: ignore[list-item]

@@ -19,7 +19,7 @@ from kedit_core import Editor, hookimpl
 from kedit_core.contract import DatasetInfo
 from kedit_core.errors import BaseMismatchError, InputError, KeditError, MethodError
 from kedit_core.testing.tiny import tiny
-from kedit_methods_locate.commands import editing_context, parse_layers, stats
+from kedit_methods_locate.commands import parse_layers, stats
 from kedit_methods_locate.hparams import RomeHyperParams
 from kedit_methods_locate.stats import (
     Partial,
@@ -72,7 +72,7 @@ def editor(folder: Path, family: str = "gpt2", seed: int = 0, plugins: tuple[Any
 
 
 def context_of(editor: Editor) -> Any:
-    return editor._context(scenario="batch", way=None, protocols=())
+    return editor.context()
 
 
 def codes(context: Any) -> set[str]:
@@ -465,6 +465,6 @@ def test_the_command_refuses(saved: Path) -> None:
 
 def test_a_context_without_a_method_serves_the_statistics(tmp_path: Path) -> None:
     made = Editor(*tiny("gpt2"), cache=tmp_path)
-    found = collected(editing_context(made), [0], Source(corpus=TextCorpus(TEXT)))
-    assert cached(editing_context(made), [0, 1], Source(corpus=TextCorpus(TEXT))).keys() == {0}
+    found = collected(made.context(), [0], Source(corpus=TextCorpus(TEXT)))
+    assert cached(made.context(), [0, 1], Source(corpus=TextCorpus(TEXT))).keys() == {0}
     assert found[0].count > 0

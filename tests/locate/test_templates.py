@@ -25,7 +25,7 @@ def sampling(family: str, folder: Path, **settings: object) -> Editor:
 
 
 def templates_of(editor: Editor, **settings: object) -> tuple[str, ...]:
-    context = editor._context(scenario="batch", way=None, protocols=())
+    context = editor.context()
     return context_templates(context, RomeHyperParams(layer=1, **settings))  # type: ignore[arg-type]
 
 
@@ -52,7 +52,7 @@ def test_lengths_count_all_tokens(family: str, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(templates_module, "generate_ids", counted)
     editor = sampling(family, tmp_path)
-    sampled_templates(editor._context(scenario="batch", way=None, protocols=()), [(10, 5)], ("The", "I"))
+    sampled_templates(editor.context(), [(10, 5)], ("The", "I"))
     assert rows == [10] * 5
 
 

@@ -200,7 +200,7 @@ def test_several_requests_are_written_one_after_another(tmp_path: Path) -> None:
     alone = editor.compute(MIRA)
     assert torch.equal(second.operations[0].right, alone.operations[0].right)  # keys stand before the edited weight
     assert not torch.allclose(second.operations[0].left, alone.operations[0].left)
-    context = editor._context(scenario="batch", way=None, protocols=())
+    context = editor.context()
     both = editor.host.compute_patch(context, [spanned(PARIS), spanned(MIRA)], editor.settings.hparams)  # type: ignore[union-attr]
     torch.testing.assert_close(delta_of(both), delta_of(first) + delta_of(second), rtol=1e-9, atol=1e-12)
     assert [op.type for op in both.operations] == ["low_rank_delta", "low_rank_delta"]

@@ -11,7 +11,7 @@ from kedit_core.cli.common import emit, human_bytes, json_option, note, progress
 from kedit_core.errors import InputError
 
 if TYPE_CHECKING:
-    from kedit_core.editing import EditContext, Editor
+    from kedit_core.editing import EditContext
     from kedit_methods_locate.stats import Source, Statistic
 
 
@@ -72,8 +72,11 @@ def stats(
     from kedit_core.editing import Editor
     from kedit_methods_locate.stats import Sample
 
-    editor = Editor.from_pretrained(model, dtype=dtype, device=device, revision=revision, progress=progress)
-    context = editing_context(editor, corpus)
+    options = {"corpus": corpus} if corpus is not None else {}
+    editor = Editor.from_pretrained(
+        model, dtype=dtype, device=device, revision=revision, progress=progress, options=options
+    )
+    context = editor.context()
     if beyond := [layer for layer in numbers if layer >= editor.adapter.num_layers]:
         last = editor.adapter.num_layers - 1
         raise InputError(f"--layers names {beyond[0]}, and {model} has layers 0 to {last}; choose among these")
@@ -96,28 +99,6 @@ def parse_layers(text: str) -> list[int]:
             raise InputError(f"--layers {text!r} is no list of layers; write for example 5 or 3-8 or 1,2,7")
         numbers.update(range(int(first), int(last if dash else first) + 1))
     return sorted(numbers)
-
-
-def editing_context(editor: Editor, corpus: Path | None = None) -> EditContext:
-    """A context of an Editor without a method, as the statistics need it."""
-    from kedit_core.editing import EditContext
-
-    return EditContext(
-        model=editor.model,
-        tokenizer=editor.tokenizer,
-        adapter=editor.adapter,
-        forward=editor.forward,
-        tokens=editor.tokens,
-        stack=editor.stack,
-        host=editor.host,
-        method=None,
-        model_name=editor.name,
-        revision=editor.revision,
-        options={"corpus": corpus} if corpus is not None else {},
-        memory_budget=editor.memory_budget,
-        cache=editor.cache,
-        progress=editor.progress,
-    )
 
 
 def _source(context: EditContext, part: Any, dataset: str | None, sample: bool) -> Source:

@@ -17,6 +17,7 @@ from kedit_core.errors import (
     MethodError,
     PluginError,
     RequestError,
+    StackDisturbedError,
     StackOrderError,
     UnknownNameError,
 )
@@ -361,7 +362,7 @@ def test_each_editor_has_its_own_plugins(facts: list[EditRequest]) -> None:
 def test_trainable_leaves_everything_as_found_and_gives_the_delta() -> None:
     e = editor()
     name = e.adapter.mlp_out_weight(1)
-    context = e._context(scenario="batch", way=None, protocols=())
+    context = e.context()
     before = Snapshot(e.model)
     with context.trainable([name]) as masters:
         optimiser = torch.optim.SGD(masters.parameters(), lr=0.1)
@@ -378,7 +379,7 @@ def test_trainable_leaves_everything_as_found_and_gives_the_delta() -> None:
 
 def test_trainable_undoes_itself_after_an_error() -> None:
     e = editor()
-    context = e._context(scenario="batch", way=None, protocols=())
+    context = e.context()
     before = Snapshot(e.model)
     with pytest.raises(ZeroDivisionError), context.trainable([e.adapter.mlp_out_weight(1)]) as masters:
         with torch.no_grad():
@@ -388,3 +389,49 @@ def test_trainable_undoes_itself_after_an_error() -> None:
     assert before.differences(e.model) == []
     with pytest.raises(InputError, match="no parameter 'nowhere'"), context.trainable(["nowhere"]):
         pass
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", None, True, 1 << 63])
+def test_a_seed_that_no_patch_could_record_is_refused_at_once(seed: Any) -> None:
+    with pytest.raises(InputError, match=r"the seed is .*; give a whole number from 0 to"):
+        editor(seed=seed)
+
+
+def test_one_mapping_is_no_list_of_requests() -> None:
+    with pytest.raises(RequestError, match="is a dict, expected an EditRequest"):
+        editor().edit({"prompt": "The capital of France is", "target_new": "Rome"})  # type: ignore[arg-type]
+
+
+class TakesAGradient:
+    """What a method does that trains something."""
+
+    @hookimpl(wrapper=True)
+    def compute_patch(self) -> Any:
+        with torch.enable_grad():
+            weight = torch.ones(2, requires_grad=True)
+            (weight * weight).sum().backward()
+        return (yield)
+
+
+def test_the_callers_inference_mode_is_no_hindrance() -> None:
+    e = editor(plugins=[TakesAGradient()])
+    wanted = e.compute(fact("a"))
+    with torch.inference_mode():
+        assert e.edit(fact("a"), evaluate=False).patch.id == wanted.id
+        assert torch.is_inference_mode_enabled()
+
+
+def test_a_model_made_in_inference_mode_is_edited() -> None:
+    with torch.inference_mode():
+        e = editor()
+    e.edit(fact("a"))
+    e.restore()
+
+
+def test_what_is_no_longer_on_the_model_is_not_measured() -> None:
+    e = editor()
+    found = {name: tensor.clone() for name, tensor in e.model.state_dict().items()}
+    e.edit(fact("a"))
+    e.model.load_state_dict(found)
+    with pytest.raises(StackDisturbedError, match="written to by something else"):
+        e.evaluate(fact("a"))

@@ -179,6 +179,7 @@ def test_protocols_by_name_and_alias() -> None:
     assert resolve_protocol("teacher_forced") is TF_TOKEN
     assert resolve_protocol(TF_EXACT) is TF_EXACT
     assert resolve_protocols(["generate", "gen_free", "tf_token"]) == (GEN_FREE, TF_TOKEN)
+    assert resolve_protocols("generate") == resolve_protocols(GEN_FREE) == (GEN_FREE,)
     with pytest.raises(UnknownNameError, match="did you mean 'gen_free'"):
         resolve_protocol("gen_fre")
     with pytest.raises(UnknownNameError, match="known are gen_free, generate"):

@@ -284,6 +284,12 @@ def test_empty_texts_are_refused(kind: str) -> None:
         boundary(kind).pair("", "Port")
 
 
+@every_kind
+def test_half_a_character_is_refused(kind: str) -> None:
+    with pytest.raises(InputError, match=r"'The \\ud800' has half a character"):
+        boundary(kind).prompt("The \ud800")
+
+
 def test_text_without_tokens_is_refused() -> None:
     with pytest.raises(InputError, match="no token"):
         boundary("t5").prompt("  ")

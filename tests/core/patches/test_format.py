@@ -421,6 +421,27 @@ def bits_of(operation: Any) -> dict[str, tuple[torch.dtype, bytes]]:
     return {role: (tensor.dtype, bits(tensor)) for role, tensor in operation.tensors.items()} | axis
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """/dev/null and /dev/stdout are no places to rename a file to."""
+    pipe, patch = tmp_path / "pipe", everything()
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        patch.save(pipe)
+        assert pipe.is_fifo() and os.read(reader, 1 << 20) == patch.to_bytes()
+    finally:
+        os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "patch")
+    everything().save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and EditPatch.load(tmp_path / "there" / "patch").id == everything().id
+
+
 PAGE = Path(__file__).parents[3] / "docs" / "patch-format.md"
 
 

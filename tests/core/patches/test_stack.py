@@ -50,6 +50,7 @@ from kedit_core.patches import (
     RouterOperation,
     path_digest,
 )
+from kedit_core.patches.slots import Slots
 from kedit_core.testing.tiny import tiny_model
 
 GPT2_OUT = "transformer.h.1.mlp.c_proj.weight"
@@ -315,6 +316,31 @@ def test_suspended_shows_the_base_by_reference_and_may_be_nested() -> None:
     assert stack.route(["of Ruritania"])[0].context
     stack.clear()
     assert storages(model) == address and torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("step", ["show_base", "show_edited"])
+def test_an_interrupt_between_base_and_edited_leaves_the_edited_model(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("llama")
+    stack = stack_of(model)
+    before = storages(model)
+    stack.apply(patch_of(stack, [low_rank(model, LLAMA_OUT)]))
+    edited, real, first = storages(model), getattr(Slots, step), iter([True])
+
+    def interrupted(slots: Slots) -> None:
+        if step == "show_base":
+            real(slots)
+        if next(first, False):
+            raise KeyboardInterrupt
+        real(slots)
+
+    monkeypatch.setattr(Slots, step, interrupted)
+    with pytest.raises(KeyboardInterrupt), stack.suspended():
+        pass
+    assert not stack.suspended_now and storages(model) == edited
+    stack.clear()
+    assert storages(model) == before
 
 
 def test_writing_to_the_base_while_suspended_is_noticed() -> None:

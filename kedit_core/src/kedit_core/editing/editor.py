@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, overload
 
+import torch
 from torch import nn
 
 from kedit_core.contract import WAYS, Installed, MethodInfo, Scenario, Way
 from kedit_core.editing import progress as _progress
+from kedit_core.editing.cache import cache_folder
 from kedit_core.editing.context import EditContext, seeded
 from kedit_core.editing.core_plugin import CorePlugin
 from kedit_core.editing.guard import left_as_found
 from kedit_core.editing.result import EditResult
-from kedit_core.editing.rounds import compute_round, run_cases, run_rounds, settle, take_off
-from kedit_core.editing.scenarios import Round, cases, choose_scenario, rounds
+from kedit_core.editing.rounds import compute_round, run_cases, run_rounds, settle, take_off, undone_on_failure
+from kedit_core.editing.scenarios import Round, as_requests, cases, choose_scenario, rounds
 from kedit_core.editing.settings import Settings, resolve_settings
-from kedit_core.editing.sources import load_model, resolve_model
+from kedit_core.editing.sources import describe_model, load_model, resolve_model
 from kedit_core.errors import InputError
 from kedit_core.evaluation import Answers, Evaluation, combine, resolve_protocols, run_manifest
 from kedit_core.forward import ForwardTools, TokenBoundary
@@ -106,6 +107,7 @@ class Editor:
         self.cache = Path(cache) if cache is not None else cache_folder()
         self.memory_budget, self.progress = memory_budget, progress
         self._memo: dict[Any, Any] = {}
+        self._read_from: set[tuple[torch.dtype, torch.device]] = set()
         self._previous: EditPatch | None = None
         self._base = Answers(self.model, self.adapter, self.tokens, stack=self.stack, base=True)
 
@@ -173,14 +175,14 @@ class Editor:
         method = self._method()
         if way is not None and way not in WAYS:
             raise InputError(f"there is no way {way!r}; choose one of {', '.join(WAYS)}")
-        given = _given(requests, "edit")
+        given = as_requests(requests, "edit")
         chosen = choose_scenario(scenario, method)
-        context = self._context(scenario=chosen, way=way or self.way, protocols=protocols if evaluate else ())
+        context = self.context(scenario=chosen, way=way or self.way, protocols=protocols if evaluate else ())
         prepared = tuple(self.host.prepare_requests(context, given))
         context.requests = prepared
         groups = cases(prepared) if chosen == "single" else [prepared]
         plan = [(group, rounds(group, chosen, batch_size, method)) for group in groups]
-        with self._undone_on_failure():
+        with undone_on_failure(self.stack):
             if evaluate:
                 self._base.prefetch(prepared, context.protocols)
             if chosen == "single":
@@ -195,7 +197,7 @@ class Editor:
         self._previous = joined if chosen != "single" else self._previous
         return EditResult(
             scenario=chosen,
-            way=context.way or "merged",
+            way=context.way or self.way or "merged",
             requests=prepared,
             patches=patches,
             joined=joined,
@@ -210,11 +212,11 @@ class Editor:
 
         Raises as :meth:`edit`; also InputError for several requests when the method edits one at a time.
         """
-        given = _given(requests, "compute")
+        given = as_requests(requests, "compute")
         method = self._method()
         if len(given) > 1 and "batch" not in method.scenarios:
             raise InputError(f"method {method.name!r} edits one request at a time; call edit() for several")
-        context = self._context(scenario="batch", way=self.way, protocols=())
+        context = self.context(scenario="batch", way=self.way, protocols=())
         context.requests = tuple(self.host.prepare_requests(context, given))
         return compute_round(context, tuple(context.requests))
 
@@ -223,9 +225,9 @@ class Editor:
     ) -> dict[str, Any]:
         """What :meth:`edit` would do, without doing it: JSON-able."""
         method = self._method()
-        given = _given(requests, "plan")
+        given = as_requests(requests, "plan")
         chosen = choose_scenario(scenario, method)
-        context = self._context(scenario=chosen, way=self.way, protocols=())
+        context = self.context(scenario=chosen, way=self.way, protocols=())
         prepared = tuple(self.host.prepare_requests(context, given))
         groups = cases(prepared) if chosen == "single" else [prepared]
         calls = [call for group in groups for call in rounds(group, chosen, batch_size, method)]
@@ -233,13 +235,7 @@ class Editor:
         with left_as_found(self.model, f"method {method.name!r} (plan)"):
             details = self.host.plan(context, prepared, settings.hparams) or {}
         return {
-            "model": {
-                "name": self.name,
-                "architecture": self.adapter.shape.architecture,
-                "layers": self.adapter.num_layers,
-                "hidden_size": self.adapter.hidden_size,
-                "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
-            },
+            "model": describe_model(self.model, self.adapter, self.name),
             "method": method.name,
             "scenario": chosen,
             "requests": len(prepared),
@@ -266,7 +262,7 @@ class Editor:
             StackOrderError, StackDisturbedError, RequirementError: nothing was changed.
         """
         options = {**self.options, "force": force, "allow_unverified": allow_unverified}
-        context = self._context(scenario="batch", way=way or self.way, protocols=(), options=options)
+        context = self.context(scenario="batch", way=way or self.way, protocols=(), options=options)
         context.resources = {**self.resources, **{k: Path(v) for k, v in (resources or {}).items()}}
         return self.host.apply_to_model(context, patch, context.way)
 
@@ -277,7 +273,7 @@ class Editor:
             StackOrderError: it is not on the model.
             StackDisturbedError, MethodError: it could not be taken off; nothing was changed.
         """
-        take_off(self._context(scenario="batch", way=None, protocols=()), patch)
+        take_off(self.context(scenario="batch", way=None, protocols=()), patch)
 
     def restore(self) -> None:
         """Take every patch off: the model is the very one it was at first."""
@@ -324,9 +320,9 @@ class Editor:
         Raises StackDisturbedError when something else changed what the patches had put there.
         """
         self.stack.check()
-        given = _given(requests, "evaluate")
+        given = as_requests(requests, "evaluate")
         scenario: Scenario = "sequential" if len(self.stack.patches) > 1 else "batch"
-        context = self._context(scenario=scenario, way=self.way, protocols=protocols)
+        context = self.context(scenario=scenario, way=self.way, protocols=protocols)
         prepared = tuple(self.host.prepare_requests(context, given))
         context.requests = prepared
         self._base.prefetch(prepared, context.protocols)
@@ -345,14 +341,16 @@ class Editor:
         live = {entry.patch.id for entry in self.stack.patches}
         return self._previous if self._previous is not None and self._previous.id in live else None
 
-    def _context(
+    def context(
         self,
         *,
-        scenario: Scenario,
-        way: Way | None,
-        protocols: Sequence[str],
+        scenario: Scenario = "batch",
+        way: Way | None = None,
+        protocols: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
     ) -> EditContext:
+        """A context as a method gets it: for tools that use a method's parts (statistics, keys) without an edit."""
+        self._follow_model()
         found = self.catalogue.find("kedit.methods", self.info.name) if self.info else None
         return EditContext(
             model=self.model,
@@ -383,18 +381,21 @@ class Editor:
         )
 
     def _manifest(self, requests: Sequence[EditRequest]) -> dict[str, Any]:
-        return run_manifest(
-            self.model,
-            seed=self.seed,
-            requests=requests,
-            model_digest=self._base_digest(),
-            model_name=self.name,
-            revision=self.revision,
-            architecture=self.adapter.shape.architecture,
-            method=self.info.name if self.info else None,
-            hparams=self.settings.hparams.to_dict() if self.settings else {},
-            patches=[entry.patch.id for entry in self.stack.patches],
-        )
+        return {
+            **run_manifest(self.model, seed=self.seed, requests=requests, model_digest=self._base_digest()),
+            **describe_model(self.model, self.adapter, self.name, self.revision),
+            "method": self.info.name if self.info else None,
+            "hparams": self.settings.hparams.to_dict() if self.settings else {},
+            "patches": [entry.patch.id for entry in self.stack.patches],
+        }
+
+    def _follow_model(self) -> None:
+        """Forget what was read of the base when the model was moved to another dtype or device meanwhile."""
+        now = {(parameter.dtype, parameter.device) for parameter in self.model.parameters()}
+        if now != self._read_from:
+            self._read_from = now
+            self._memo.clear()
+            self._base.forget()
 
     def _base_digest(self) -> str | None:
         """Digest of the base model's weights, read once; None for models whose hashing would take long."""
@@ -409,30 +410,3 @@ class Editor:
             known = ", ".join(sorted(self.catalogue.methods())) or "none is installed"
             raise InputError(f"this Editor has no method, so it can only apply and read; give method=... ({known})")
         return self.info
-
-    @contextmanager
-    def _undone_on_failure(self) -> Iterator[None]:
-        """Whatever ends the body early, the patches on the model afterwards are those that were on it before."""
-        before = list(self.stack.patches)
-        try:
-            yield
-        except BaseException:
-            self.stack.reset_to(before)
-            raise
-
-
-def _given(requests: EditRequest | Sequence[EditRequest], verb: str) -> tuple[EditRequest, ...]:
-    """One request or many, as many; InputError for none."""
-    given = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
-    if not given:
-        raise InputError(f"there is nothing to {verb}: the list of requests is empty")
-    return given
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for kedit, or the one named by ``KEDIT_CACHE``."""
-    if given := os.environ.get("KEDIT_CACHE"):
-        return Path(given)
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("kedit"))

@@ -15,7 +15,7 @@ from kedit_core.editing.scenarios import Round
 from kedit_core.errors import MethodError, PluginError
 from kedit_core.evaluation import Evaluation
 from kedit_core.hparams import HyperParams
-from kedit_core.patches import EditPatch
+from kedit_core.patches import EditPatch, PatchStack
 
 OnPatch: TypeAlias = Callable[[EditPatch, Round], None]
 
@@ -57,7 +57,8 @@ def run_rounds(context: EditContext, calls: Sequence[Round], on_patch: OnPatch |
             patch = compute_round(context, call)
             if extend and context.previous is not None:
                 take_off(context, context.previous)
-            context.host.apply_to_model(context, patch, context.way)
+            # the stack's choice, where the user made none, holds for all that follows
+            context.way = context.host.apply_to_model(context, patch, context.way).way
             context.records.setdefault("patch_bytes", []).append(float(len(patch.to_bytes())))
             made = (patch,) if extend else (*made, patch)
             context.previous = patch
@@ -113,6 +114,17 @@ def run_cases(
                 context.stack.reset_to(found)
             step.advance()
     return tuple(patches), evaluations
+
+
+@contextmanager
+def undone_on_failure(stack: PatchStack) -> Iterator[None]:
+    """Whatever ends the body early, the patches on the model afterwards are those that were on it before."""
+    before = stack.patches
+    try:
+        yield
+    except BaseException:
+        stack.reset_to(before)
+        raise
 
 
 @contextmanager

@@ -6,7 +6,7 @@ round on the model that the rounds before left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from kedit_core.contract import SCENARIOS, MethodInfo, Scenario
@@ -54,3 +54,12 @@ def rounds(requests: Sequence[EditRequest], scenario: Scenario, batch_size: int,
     if scenario == "batch" or (scenario == "single" and "batch" in method.scenarios):
         return [tuple(requests)]
     return [tuple(requests[i : i + batch_size]) for i in range(0, len(requests), batch_size)]
+
+
+def as_requests(requests: EditRequest | Sequence[EditRequest], verb: str) -> tuple[EditRequest, ...]:
+    """One request or many, as many; InputError for none."""
+    # a mapping or a text is told to be no request, not walked through
+    given = (requests,) if isinstance(requests, EditRequest | Mapping | str) else tuple(requests)
+    if not given:
+        raise InputError(f"there is nothing to {verb}: the list of requests is empty")
+    return given

@@ -43,8 +43,8 @@ def resolve_settings(
         return resolve(cls, overrides={**hparams.to_dict(), **_mapping(overrides)})
     if not isinstance(hparams, Mapping | str | Path | None):
         raise InputError(
-            f"settings are a mapping, the path of a file or a {cls.__name__}, and got {type(hparams).__name__}; give one "
-            "of these (key=value texts go to overrides)"
+            f"settings are a mapping, the path of a file or a {cls.__name__}, and got {type(hparams).__name__}; give "
+            "one of these (key=value texts go to overrides)"
         )
     file = Path(hparams) if isinstance(hparams, str | Path) else None
     given = {**hparams, **_mapping(overrides)} if isinstance(hparams, Mapping) else overrides

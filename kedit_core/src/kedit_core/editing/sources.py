@@ -10,6 +10,9 @@ from attrs import frozen
 from kedit_core.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from kedit_core.models import ModelView
     from kedit_core.plugins import Host
 
 
@@ -71,8 +74,8 @@ def _from_hub(model: str, revision: str | None, registered: list[str]) -> ModelF
 def load_model(source: ModelFolder, *, dtype: Any = None, device: Any = None) -> tuple[Any, Any]:
     """Model (in eval mode) and tokenizer of a folder, in the dtype its config states unless ``dtype`` is given.
 
-    ``dtype``: a torch.dtype or its name. Raises InputError for an unknown dtype, a device that is not there, or a folder
-    transformers cannot load.
+    ``dtype``: a torch.dtype or its name. Raises InputError for an unknown dtype, a device that is not there, or a
+    folder transformers cannot load.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -112,6 +115,18 @@ def _check_device(device: Any) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise InputError(f"the device {str(device)!r} cannot be used ({_first_line(error)}); choose another") from error
+
+
+def describe_model(model: nn.Module, view: ModelView, name: str | None, revision: str | None = None) -> dict[str, Any]:
+    """What a plan or a manifest says of a model: JSON-able."""
+    return {
+        "model_name": name,
+        "revision": revision,
+        "architecture": view.shape.architecture,
+        "layers": view.num_layers,
+        "hidden_size": view.hidden_size,
+        "dtypes": sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}),
+    }
 
 
 def _first_line(error: BaseException) -> str:

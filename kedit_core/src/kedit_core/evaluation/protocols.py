@@ -207,7 +207,9 @@ def resolve_protocol(name: str | Protocol, known: Sequence[Protocol] = PROTOCOLS
     return by_name[name]
 
 
-def resolve_protocols(names: str | Protocol | Iterable[str | Protocol], known: Sequence[Protocol] = PROTOCOLS) -> tuple[Protocol, ...]:
+def resolve_protocols(
+    names: str | Protocol | Iterable[str | Protocol], known: Sequence[Protocol] = PROTOCOLS
+) -> tuple[Protocol, ...]:
     """The protocols of these names (or of one name), each once, in the order given.
 
     Raises UnknownNameError for a name nobody has, and DuplicateNameError for two different ones of the same name.

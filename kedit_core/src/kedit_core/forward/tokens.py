@@ -112,7 +112,7 @@ class TokenBoundary:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"the prompt {ascii(text[:60])} has half a character (a lone surrogate), which no UTF-8 text can hold; take "
+                f"the prompt {text[:60]!a} has half a character (a lone surrogate), which no UTF-8 text can hold; take "
                 "it out"
             ) from error
         return self._encode(text)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from attrs import asdict
+
 from kedit_core.errors import RequestError
 from kedit_core.requests._subjects import find_subject, subject_span
 from kedit_core.requests._types import EditRequest, Probe
@@ -19,9 +21,9 @@ def check_requests(requests: Sequence[EditRequest], *, needs_subject: bool = Fal
     """
     several = len(requests) > 1
     faults = [
-        f"request {number}{f' (case {request.case_id})' if request.case_id else ''}, {fault}" if several else fault
+        f"request {number}{_case(request)}, {fault}" if several else fault
         for number, request in enumerate(requests, start=1)
-        for fault in request_faults(request, needs_subject=needs_subject)
+        for fault in (*request_faults(request, needs_subject=needs_subject), *_half_characters(request))
     ]
     if faults:
         raise RequestError("the edit request" + "s" * several, faults)
@@ -31,9 +33,11 @@ def request_faults(request: EditRequest, *, needs_subject: bool = False) -> list
     """One sentence for every fault, each begun with the field it is about.
 
     Args:
-        request: of the right types.
+        request: what was given as one; of a request with values of wrong types only those are told.
         needs_subject: whether a subject must be given and occur in the prompt (see ``MethodInfo.needs_subject``).
     """
+    if wrong := list(_type_faults(request)):
+        return wrong
     faults = [f"{name}: is empty" for name in ("prompt", "target_new") if not getattr(request, name).strip()]
     for name in ("subject", "ground_truth", "case_id"):
         value = getattr(request, name)
@@ -49,6 +53,59 @@ def request_faults(request: EditRequest, *, needs_subject: bool = False) -> list
     if needs_subject and request.prompt.strip():
         faults += _subject_faults(request)
     return faults
+
+
+def _type_faults(request: Any) -> Iterator[str]:
+    """What a request made in Python has of another type than its fields say; a text where a list belongs, say."""
+    if not isinstance(request, EditRequest):
+        yield f"is a {type(request).__name__}, expected an EditRequest (request_from_dict makes one of a mapping)"
+        return
+    for name in ("prompt", "target_new"):
+        yield from _misfit(name, getattr(request, name), str, "text")
+    for name in ("subject", "ground_truth", "case_id"):
+        yield from _misfit(name, getattr(request, name), (str, type(None)), "text or None")
+    for name in ("aliases", "rephrase_prompts", "generation_prompts"):
+        yield from _list_faults(name, getattr(request, name), str, "text")
+    span = request.subject_span
+    if span is not None and not (
+        isinstance(span, (tuple, list)) and len(span) == 2 and all(type(each) is int for each in span)
+    ):
+        yield f"subject_span: is {span!r:.60}, expected two whole numbers, (start, end)"
+    for name in ("locality", "portability"):
+        groups = getattr(request, name)
+        if not isinstance(groups, Mapping):
+            yield f"{name}: is a {type(groups).__name__}, expected a mapping: name -> tuple of probes"
+            continue
+        for key, probes in groups.items():
+            yield from _misfit(f"a name in {name}", key, str, "text")
+            yield from _list_faults(f"{name}.{key}", probes, Probe, "a Probe")
+            for i, probe in enumerate(probes if isinstance(probes, (tuple, list)) else ()):
+                if isinstance(probe, Probe):
+                    yield from _misfit(f"{name}.{key}[{i}].prompt", probe.prompt, str, "text")
+                    yield from _list_faults(f"{name}.{key}[{i}].answers", probe.answers, str, "text")
+
+
+def _list_faults(path: str, values: Any, kind: type[Any], told: str) -> Iterator[str]:
+    if not isinstance(values, (tuple, list)):
+        yield f"{path}: is a {type(values).__name__}, expected a tuple, each {told}"
+        return
+    for i, value in enumerate(values):
+        yield from _misfit(f"{path}[{i}]", value, kind, told)
+
+
+def _misfit(path: str, value: Any, kind: type[Any] | tuple[type[Any], ...], told: str) -> Iterator[str]:
+    if not isinstance(value, kind):
+        yield f"{path}: is a {type(value).__name__}, expected {told}"
+
+
+def _half_characters(request: Any) -> Iterator[str]:
+    if isinstance(request, EditRequest):
+        yield from value_faults(asdict(request, filter=lambda attribute, _: attribute.name != "meta"))
+
+
+def _case(request: Any) -> str:
+    case = getattr(request, "case_id", None)
+    return f" (case {case})" if case else ""
 
 
 def value_faults(value: Any, path: str = "") -> Iterator[str]:

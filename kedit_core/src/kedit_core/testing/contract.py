@@ -121,7 +121,7 @@ class MethodContract:
 
     def _compute_unguarded(self, editor: Editor) -> None:
         """The method's own compute_patch: the Editor would put flags and hooks back that a failure leaves behind."""
-        context = editor._context(scenario="batch", way=None, protocols=())
+        context = editor.context()
         context.requests = editor.host.prepare_requests(context, self.requests()[:1])
         if context.hparams is not None:
             editor.host.compute_patch(context, context.requests, context.hparams)
