@@ -25,3 +25,13 @@ def test_every_case_has_a_file_of_its_own(tmp_path: Path) -> None:
     files = sorted((tmp_path / "patches").iterdir())
     assert {EditPatch.load(file).id for file in files} == {patch.id for patch in result.patches}
     assert len(files) == len(saver.names) == 4
+
+
+def test_a_case_id_longer_than_a_files_name_has_a_file(tmp_path: Path) -> None:
+    requests = [
+        EditRequest(prompt="The capital of France is", target_new=target, case_id="東" * 300 + target)
+        for target in ("Rome", "Oslo")
+    ]
+    editor = Editor(*tiny("llama"), "nudge", catalogue=Catalogue.installed().including(*toy_methods.ALL))
+    result = editor.edit(requests, scenario="single", evaluate=False, on_patch=_CaseSaver(tmp_path))
+    assert {EditPatch.load(file).id for file in tmp_path.iterdir()} == {patch.id for patch in result.patches}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from kedit_core.editing.sources import ModelFolder, load_model
 from kedit_core.errors import InputError
@@ -34,3 +36,21 @@ def test_a_dtype_that_cannot_be_computed_in_is_refused(source: ModelFolder, dtyp
 def test_dtype_and_device_by_name(source: ModelFolder) -> None:
     model, _ = load_model(source, dtype="bfloat16", device="cpu")
     assert str(model.dtype) == "torch.bfloat16" and model.device.type == "cpu" and not model.training
+
+
+def test_weights_cut_short_are_told_in_one_sentence(source: ModelFolder, tmp_path: Path) -> None:
+    shutil.copytree(source.folder, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"cannot load the model in .*cut: "):
+        load_model(ModelFolder(folder=tmp_path / "cut"))
+
+
+def test_weights_that_are_not_there_are_not_made_up(source: ModelFolder, tmp_path: Path) -> None:
+    shutil.copytree(source.folder, tmp_path / "less")
+    weights = tmp_path / "less" / "model.safetensors"
+    tensors = load_file(weights)
+    gone = sorted(name for name in tensors if "mlp" in name)[:2]
+    save_file({name: tensor for name, tensor in tensors.items() if name not in gone}, weights, {"format": "pt"})
+    with pytest.raises(InputError, match=rf"lack '.*{gone[0]}' and 1 more, which transformers would fill at random"):
+        load_model(ModelFolder(folder=tmp_path / "less"))

@@ -606,3 +606,13 @@ def test_progress_counts_the_bytes(llama: tuple[Any, Path], tmp_path: Path) -> N
 
     apply_to_folder(base, rank_one(model, LLAMA_DOWN, "out_in"), tmp_path / "out", progress=progress)
     assert seen
+
+
+def test_a_folder_loaded_in_another_dtype_than_stored_is_said(llama: tuple[Any, Path], tmp_path: Path) -> None:
+    model, folder = llama
+    patch = rank_one(model, LLAMA_DOWN, "out_in")
+    assert apply_to_folder(folder, patch, tmp_path / "same").rounded_to is None
+    config = json.loads((folder / "config.json").read_text())
+    other = "bfloat16" if config["dtype"] == "float32" else "float32"
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": other}))
+    assert apply_to_folder(folder, patch, tmp_path / "other", force=True).rounded_to == config["dtype"]

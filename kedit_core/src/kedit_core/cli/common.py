@@ -76,7 +76,7 @@ def write_text(path: Path, text: str) -> None:
     if target.exists() and not target.is_file():
         target.write_text(text, encoding="utf-8")
         return
-    beside = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+    beside = target.parent / f".kedit-{secrets.token_hex(8)}.tmp"  # fits where the name does
     try:
         with beside.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -129,14 +129,6 @@ def human_bytes(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-class _Quiet:
-    def advance(self, amount: float = 1) -> None:
-        pass
-
-    def describe(self, text: str) -> None:
-        pass
-
-
 class _Bar:
     def __init__(self, bars: Any, task: Any) -> None:
         self._bars, self._task = bars, task
@@ -151,8 +143,11 @@ class _Bar:
 @contextmanager
 def progress(description: str, total: float | None = None) -> Iterator[Step]:
     """A progress bar on stderr when that is a terminal, nothing otherwise (see kedit_core.editing.progress)."""
+    from kedit_core.editing.progress import silent
+
     if not sys.stderr.isatty():
-        yield _Quiet()
+        with silent(description, total) as step:
+            yield step
         return
     from rich.progress import Progress
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kedit_core.patches import EditPatch
     from kedit_core.plugins import Catalogue
 
+_LONGEST = 50  # letters of a file's name, of up to four bytes each: file systems allow 255 in all
+
 
 @click.command()
 @model_options
@@ -138,7 +140,7 @@ class _CaseSaver:
 
     def __call__(self, patch: EditPatch, requests: tuple[EditRequest, ...]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        stem = re.sub(r"[^\w.-]+", "_", requests[0].case_id or requests[0].id)
+        stem = re.sub(r"[^\w.-]+", "_", requests[0].case_id or requests[0].id)[:_LONGEST]
         # "a/b" and "a_b" are two cases
         name = next(name for n in count(1) if (name := stem if n == 1 else f"{stem}-{n}") not in self.names)
         self.names.add(name)

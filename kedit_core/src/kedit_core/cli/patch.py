@@ -227,6 +227,7 @@ def _change(change: FolderChange) -> dict[str, Any]:
         "patches": list(change.patches),
         "tensors": list(change.tensors),
         "orphans": list(change.orphans),
+        "rounded_to": change.rounded_to,
     }
 
 
@@ -236,6 +237,11 @@ def _show_change(change: FolderChange, hint: str) -> None:
         say(f"  patch {each}")
     if change.patches:
         say(f"  {len(change.tensors)} stored tensor{'s' * (len(change.tensors) != 1)} changed")
+    if change.rounded_to is not None:
+        note(
+            f"The files store {change.rounded_to} and the model is loaded in another dtype: the edit on disk is "
+            f"rounded to {change.rounded_to}, unlike the edit of the loaded model."
+        )
     for each in change.orphans:
         note(
             f"Patch {each[:12]} was made on top of a patch that is no longer there; check that it still does its work."

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from kedit_core.errors import MethodError
+from kedit_core.patches.places import version_of
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class ModelState:
@@ -20,7 +21,7 @@ class ModelState:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._tensors = {
-            name: (tensor, tensor.data_ptr(), _version(tensor)) for name, tensor in _tensors(model).items()
+            name: (tensor, tensor.data_ptr(), version_of(tensor)) for name, tensor in _tensors(model).items()
         }
         self._flags = [(name, p, p.requires_grad, p.grad) for name, p in model.named_parameters()]
         self._modes = [(name, module, module.training) for name, module in model.named_modules()]
@@ -58,7 +59,7 @@ class ModelState:
         changed = [name for name in now if name not in self._tensors]
         for name, (tensor, pointer, version) in self._tensors.items():
             live = now.get(name)
-            if live is not tensor or live.data_ptr() != pointer or _version(live) != version:
+            if live is not tensor or live.data_ptr() != pointer or version_of(live) != version:
                 changed.append(name)
         return changed
 
@@ -89,10 +90,5 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def _version(tensor: torch.Tensor) -> int | None:
-    # tensors made under inference_mode count no versions
-    return None if tensor.is_inference() else tensor._version
-
-
 def _hooks(module: nn.Module) -> dict[str, set[Any]]:
-    return {kind: set(getattr(module, kind)) for kind in _HOOKS}
+    return {kind: set(getattr(module, kind)) for kind in HOOK_TABLES}

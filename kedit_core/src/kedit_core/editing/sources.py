@@ -78,6 +78,7 @@ def load_model(source: ModelFolder, *, dtype: Any = None, device: Any = None) ->
     folder transformers cannot load.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     if isinstance(dtype, str) and dtype != "auto":
@@ -93,13 +94,21 @@ def load_model(source: ModelFolder, *, dtype: Any = None, device: Any = None) ->
     try:
         config = AutoConfig.from_pretrained(source.folder)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(source.folder, dtype="auto" if dtype is None else dtype, local_files_only=True)
+        model, told = auto.from_pretrained(
+            source.folder, dtype="auto" if dtype is None else dtype, local_files_only=True, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"transformers cannot load the model in {source.folder}: {_first_line(error)}") from error
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
+    if missing := sorted(told["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise InputError(
+            f"the weights in {source.folder} lack {missing[0]!r}{more}, which transformers would fill at random; complete "
+            "the folder"
+        )
     if device is not None:
         model.to(device)
     return model.eval(), tokenizer

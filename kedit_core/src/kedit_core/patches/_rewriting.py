@@ -34,12 +34,15 @@ class FolderChange:
         patches: ids of the patches on it now, in stack order.
         tensors: stored tensors that now differ from the original folder.
         orphans: ids of patches still on it whose parents are not.
+        rounded_to: dtype that a touched tensor is stored in while config.json has the model loaded in another: the edit
+            is rounded to it, so it is not bit for bit the edit of the loaded model. None when the two agree.
     """
 
     folder: Path
     patches: tuple[str, ...]
     tensors: tuple[str, ...]
     orphans: tuple[str, ...] = ()
+    rounded_to: str | None = None
 
 
 @frozen

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit_core.errors import BaseMismatchError, InputError, RequirementError
-from kedit_core.patches.digests import BASE_DTYPES, digests_in, dtype_name, path_digest
+from kedit_core.patches.digests import digests_in, dtype_name, path_digest
 from kedit_core.patches.format import Base, BaseTensor, EditPatch
 from kedit_core.patches.manifest import Requirement
 from kedit_core.patches.places import Fingerprint, Place, find_place, names_by_parameter
@@ -49,11 +49,6 @@ def architecture_of(model: nn.Module) -> str:
 def describe_tensor(place: Place, digests: Mapping[str, str]) -> BaseTensor:
     """The manifest's record of a parameter; a packed one has no digests."""
     return BaseTensor(shape=place.shape, layout=place.layout, aliases=place.aliases, sha256=digests)
-
-
-def base_dtypes(tensor: Tensor) -> tuple[torch.dtype, ...]:
-    """The dtypes a patch records digests for."""
-    return (*BASE_DTYPES, torch.float64) if tensor.dtype == torch.float64 else BASE_DTYPES
 
 
 def check_architecture(model: nn.Module, base: Base) -> None:

@@ -61,8 +61,12 @@ def tensor_digest(tensor: Tensor) -> str:
 
 def digests_of(tensor: Tensor) -> dict[str, str]:
     """The digests a patch records of a base tensor: as float32, bfloat16 and float16 (and float64 when it is that)."""
-    dtypes = (*BASE_DTYPES, torch.float64) if tensor.dtype == torch.float64 else BASE_DTYPES
-    return digests_in(tensor, dtypes)
+    return digests_in(tensor, base_dtypes(tensor))
+
+
+def base_dtypes(tensor: Tensor) -> tuple[torch.dtype, ...]:
+    """The dtypes a patch records digests for."""
+    return (*BASE_DTYPES, torch.float64) if tensor.dtype == torch.float64 else BASE_DTYPES
 
 
 def model_digest(model: nn.Module, names: Sequence[str] | None = None) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from kedit_core.errors import BaseMismatchError, InputError, StackOrderError
@@ -173,7 +173,7 @@ def apply_to_folder(
     rewrite = Rewrite(base.checkpoint, base.history, stack, _places(base, stack))
     if not force:
         _check_base(patch, base)
-    return rewrite.write(target, progress)
+    return evolve(rewrite.write(target, progress), rounded_to=_narrower(base, patch.places))
 
 
 def revert_folder(
@@ -208,6 +208,13 @@ def revert_folder(
     places = {place for patch, _ in stack for place in patch.places}
     place_of = {key: tensor.place for key, tensor in history.record.tensors.items() if tensor.place in places}
     return Rewrite(checkpoint, history, stack, place_of).write(target, progress)
+
+
+def _narrower(base: FolderBase, places: Sequence[str]) -> str | None:
+    """The stored dtype of the first of these places that config.json has the model loaded in another than."""
+    loaded = base.checkpoint.config.get("dtype") or base.checkpoint.config.get("torch_dtype")
+    stored = (dtype_name(FLOAT_DTYPES[base.checkpoint.entry(base.stored(place)[0]).dtype]) for place in places)
+    return next((dtype for dtype in stored if loaded is not None and dtype != loaded), None)
 
 
 def _stack(history: History | None) -> list[tuple[EditPatch, bool]]:

@@ -175,7 +175,7 @@ class EditPatch:
         Raises KeditError when the file cannot be written or a tensor was changed since the patch was built.
         """
         target = Path(os.path.realpath(path))
-        beside = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+        beside = target.parent / f".kedit-{secrets.token_hex(8)}.tmp"  # fits where the name does
         try:
             if target.exists() and not target.is_file():
                 with target.open("wb") as stream:

@@ -11,8 +11,9 @@ from attrs import field, frozen
 from torch import Tensor
 
 from kedit_core.errors import PatchFormatError
+from kedit_core.models.adapter import Layout
 from kedit_core.patches import canonical
-from kedit_core.patches.operations import LAYOUTS, Layout, as_tuple, check_place, own_all
+from kedit_core.patches.operations import LAYOUTS, as_tuple, check_place, own_all
 
 FORMAT = 1
 DIGEST_DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -16,10 +16,10 @@ from attrs import field, frozen
 from torch import Tensor
 
 from kedit_core.errors import PatchFormatError
+from kedit_core.models.adapter import Layout
 from kedit_core.patches import canonical
 from kedit_core.patches.container import check_name, entry_of
 
-Layout: TypeAlias = Literal["out_in", "in_out", "as_stored"]
 Axis: TypeAlias = Literal["element", "row", "column"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 AXES: tuple[Axis, ...] = get_args(Axis)

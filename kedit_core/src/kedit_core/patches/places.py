@@ -9,8 +9,9 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from kedit_core.errors import InputError
+from kedit_core.models.adapter import Layout
 from kedit_core.models.parameters import features, is_projection, layout_of, owner_of
-from kedit_core.patches.operations import FLOATS, Layout, ModuleOperation, Operation, RouterOperation
+from kedit_core.patches.operations import FLOATS, ModuleOperation, Operation, RouterOperation
 
 
 @frozen(eq=False)
@@ -59,15 +60,13 @@ class Fingerprint:
     @classmethod
     def of(cls, tensor: Tensor) -> Fingerprint:
         """The fingerprint of a tensor now."""
-        # tensors made under inference_mode count no versions
-        version = None if tensor.is_inference() else tensor._version
         strides = tuple(tensor.stride()) if tensor.layout == torch.strided else ()
         try:
             address = tensor.data_ptr()
         except RuntimeError:
             # wrapper subclasses of quantisation libraries have no storage of their own
             address = id(tensor)
-        return cls(address, tensor.dtype, tensor.device, tuple(tensor.shape), strides, version)
+        return cls(address, tensor.dtype, tensor.device, tuple(tensor.shape), strides, version_of(tensor))
 
     def same_storage(self, other: Fingerprint) -> bool:
         """Equal but for the version."""
@@ -78,6 +77,15 @@ class Fingerprint:
             other.shape,
             other.strides,
         )
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written; None for one made under inference_mode, which counts no versions."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        # is_inference() is no help: it speaks of what a parameter holds now, not of what it was made as
+        return None
 
 
 def names_by_parameter(model: nn.Module) -> dict[int, list[str]]:

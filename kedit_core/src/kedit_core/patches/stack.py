@@ -21,7 +21,7 @@ from kedit_core.contract import WAYS, Installed, Way
 from kedit_core.errors import InputError, StackDisturbedError, StackOrderError
 from kedit_core.forward.scope import PromptScope
 from kedit_core.patches import baseline
-from kedit_core.patches.digests import config_digest, dtype_name, model_digest
+from kedit_core.patches.digests import base_dtypes, config_digest, dtype_name, model_digest
 from kedit_core.patches.entries import Entry, check_order, make_entry, modules_wanted, weights_wanted
 from kedit_core.patches.format import Base, EditPatch
 from kedit_core.patches.hooks import Sites
@@ -154,7 +154,7 @@ class PatchStack:
         for parameter in parameters_of(self.model, places):
             place = find_place(self.model, parameter, names)
             base, mark = self._base_and_mark(place)
-            digests = {} if place.packed else self._digests.of(parameter, base, mark, baseline.base_dtypes(base))
+            digests = {} if place.packed else self._digests.of(parameter, base, mark, base_dtypes(base))
             tensors[parameter] = baseline.describe_tensor(place, digests)
         config = getattr(self.model, "config", None)
         return Base(

@@ -13,7 +13,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from kedit_core.patches.operations import Delta, Layout, LowRankDelta, Replace, WeightOperation, out_in_shape
+from kedit_core.models.adapter import Layout
+from kedit_core.patches.operations import Delta, LowRankDelta, Replace, WeightOperation, out_in_shape
 
 _ELEMENTS = 1 << 19
 
@@ -50,7 +51,8 @@ def form_weight(
         The weight, shape and dtype of ``base``; and the sum (None for fewer than two deltas, where nothing is saved by
         keeping it). Memory: the weight, the sum, and one delta at a time.
     """
-    with exact_maths(base.device):
+    # a parameter made in inference mode computes with inference tensors only
+    with exact_maths(base.device), torch.inference_mode(base.is_inference()), torch.no_grad():
         replaced = [op for op in operations if isinstance(op, Replace)]
         deltas = [op for op in operations if not isinstance(op, Replace)]
         below = replaced[-1].values.to(base.device, base.dtype) if replaced else base

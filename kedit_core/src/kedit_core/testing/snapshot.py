@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from kedit_core.editing.guard import HOOK_TABLES
 
 
 class Snapshot:
@@ -22,7 +22,7 @@ class Snapshot:
         self.gradients = {name: parameter.grad is None for name, parameter in model.named_parameters()}
         self.training = {name: module.training for name, module in model.named_modules()}
         self.hooks = {
-            name: sum(len(getattr(module, kind)) for kind in _HOOKS) for name, module in model.named_modules()
+            name: sum(len(getattr(module, kind)) for kind in HOOK_TABLES) for name, module in model.named_modules()
         }
         self.grad_mode = torch.is_grad_enabled()
         self.generators = _generators()
