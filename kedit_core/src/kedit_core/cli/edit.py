@@ -16,11 +16,14 @@ from kedit_core.errors import InputError
 from kedit_core.requests import EditRequest, check_requests
 
 if TYPE_CHECKING:
-    from kedit_core.editing import Editor, EditResult
+    from kedit_core.editing import Editor, EditResult, EditWarning
     from kedit_core.patches import EditPatch
     from kedit_core.plugins import Catalogue
 
 _LONGEST = 50  # letters of a file's name, of up to four bytes each: file systems allow 255 in all
+
+
+_WARNINGS = 3  # of each kind on the screen
 
 
 @click.command()
@@ -222,11 +225,21 @@ def _show(
         say()
     if result.evaluation is not None:
         say(result.evaluation.summary())
-    for warning in result.warnings:
-        number = "" if warning.number is None else f" ({warning.number:.4g})"
-        note(f"warning: {warning.message}{number}; {warning.remedy}")
+    _show_warnings(result)
     if saver is not None:
         say(f"\n{len(saver.names)} patches are in {saver.folder}")
     if saved is not None:
         say(f"\npatch {result.patch.id[:12]} is in {saved} ({human_bytes(saved.stat().st_size)})")
     say(f"{len(result.requests)} request{'s' * (len(result.requests) != 1)} edited in {result.seconds:.1f} s")
+
+
+def _show_warnings(result: EditResult) -> None:
+    """A few warnings of each kind, and how many more there are (all are in the JSON)."""
+    by_code: dict[str, list[EditWarning]] = {}
+    for warning in result.warnings:
+        by_code.setdefault(warning.code, []).append(warning)
+    for code, warnings in by_code.items():
+        for warning in warnings[:_WARNINGS]:
+            note(f"warning: {warning.message}; {warning.remedy}")
+        if len(warnings) > _WARNINGS:
+            note(f"warning: and {len(warnings) - _WARNINGS} more of {code}; --json has them all")

@@ -106,8 +106,8 @@ def load_model(source: ModelFolder, *, dtype: Any = None, device: Any = None) ->
     if missing := sorted(told["missing_keys"]):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise InputError(
-            f"the weights in {source.folder} lack {missing[0]!r}{more}, which transformers would fill at random; complete "
-            "the folder"
+            f"the weights in {source.folder} lack {missing[0]!r}{more}, which transformers would fill at random; "
+            "complete the folder"
         )
     if device is not None:
         model.to(device)
