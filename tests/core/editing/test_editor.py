@@ -435,3 +435,36 @@ def test_what_is_no_longer_on_the_model_is_not_measured() -> None:
     e.model.load_state_dict(found)
     with pytest.raises(StackDisturbedError, match="written to by something else"):
         e.evaluate(fact("a"))
+
+
+def test_a_base_that_was_written_to_is_read_again() -> None:
+    e = editor(None)
+    request = fact(locality={"other": (Probe(prompt="Alice works in the city of", answers=("Paris",)),)})
+    first = e.evaluate(request)
+    with torch.no_grad():
+        for parameter in e.model.parameters():
+            parameter.add_(0.05 * torch.ones_like(parameter))
+    second = e.evaluate(request)
+    assert second.metrics["gen_free.locality"].value == 1.0
+    assert second.manifest["model_digest"] != first.manifest["model_digest"]
+
+
+def test_what_is_remembered_survives_edits_but_not_a_moved_model() -> None:
+    e = editor()
+    made: list[int] = []
+    e.context().remember("key", lambda: made.append(1))
+    e.edit(fact(), evaluate=False)
+    e.context().remember("key", lambda: made.append(2))
+    assert made == [1]
+    e.restore()
+    e.context().remember("key", lambda: made.append(3))
+    assert made == [1]
+    e.stack.to(torch.bfloat16)
+    e.context().remember("key", lambda: made.append(4))
+    assert made == [1, 4]
+
+
+def test_the_callers_autocast_changes_nothing() -> None:
+    plain = editor().edit(fact(), evaluate=False).patch
+    with torch.autocast("cpu", torch.bfloat16):
+        assert editor().edit(fact(), evaluate=False).patch.id == plain.id

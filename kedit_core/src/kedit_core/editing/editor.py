@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, overload
 
-import torch
 from torch import nn
 
 from kedit_core.contract import WAYS, Installed, MethodInfo, Scenario, Way
@@ -107,7 +106,7 @@ class Editor:
         self.cache = Path(cache) if cache is not None else cache_folder()
         self.memory_budget, self.progress = memory_budget, progress
         self._memo: dict[Any, Any] = {}
-        self._read_from: set[tuple[torch.dtype, torch.device]] = set()
+        self._read_from: Hashable = None
         self._previous: EditPatch | None = None
         self._base = Answers(self.model, self.adapter, self.tokens, stack=self.stack, base=True)
 
@@ -390,8 +389,8 @@ class Editor:
         }
 
     def _follow_model(self) -> None:
-        """Forget what was read of the base when the model was moved to another dtype or device meanwhile."""
-        now = {(parameter.dtype, parameter.device) for parameter in self.model.parameters()}
+        """Forget what was read of the base when somebody has written to it or moved it meanwhile."""
+        now = self.stack.base_mark()
         if now != self._read_from:
             self._read_from = now
             self._memo.clear()

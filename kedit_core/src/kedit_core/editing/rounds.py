@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TypeAlias
 
 import torch
@@ -28,7 +28,7 @@ def compute_round(context: EditContext, requests: Round) -> EditPatch:
     """
     method, hparams = _chosen(context)
     context.generator = seeded(context.seed)
-    with _with_autograd(), left_as_found(context.model, f"method {method.name!r}"):
+    with _own_settings(context), left_as_found(context.model, f"method {method.name!r}"):
         patch = context.host.compute_patch(context, requests, hparams)
     if not isinstance(patch, EditPatch):
         distribution = context.method_distribution or "(unknown distribution)"
@@ -128,12 +128,15 @@ def undone_on_failure(stack: PatchStack) -> Iterator[None]:
 
 
 @contextmanager
-def _with_autograd() -> Iterator[None]:
-    """Out of the caller's inference_mode, where no method could take a gradient; nothing otherwise."""
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
-    with torch.inference_mode(False), torch.no_grad():
+def _own_settings(context: EditContext) -> Iterator[None]:
+    """The same edit whatever the caller's surroundings: no autocast, and no inference_mode (it takes no gradients)."""
+    with ExitStack() as settings:
+        for kind in {parameter.device.type for parameter in context.model.parameters()}:
+            if kind != "meta" and torch.amp.is_autocast_available(kind):
+                settings.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_inference_mode_enabled():
+            settings.enter_context(torch.inference_mode(False))
+            settings.enter_context(torch.no_grad())
         yield
 
 

@@ -92,6 +92,8 @@ class PatchStack:
 
         ``catalogue`` and ``kinds`` (name -> class) say where kinds of module and router operations come from; by
         default what is installed. ``view`` is the model's adapter view. Given again, they replace what was there.
+        ``save_pretrained`` writes merged weights, and neither attached branches nor module operations; a model
+        that torch.compile saw before these came on does not run them.
         A deep copy or a pickle of a model has the weights it was copied with and a fresh, empty stack: copy inside
         ``suspended()`` to get the base.
         """
@@ -130,6 +132,15 @@ class PatchStack:
         if (slot := self._slots.get(place.name)) is not None:
             return slot.base, slot.base_mark
         return place.parameter.data, Fingerprint.of(place.parameter)
+
+    def base_mark(self) -> tuple[Fingerprint, ...]:
+        """Something that compares equal as long as nobody writes to the base, moves it or swaps it; reads no weight.
+
+        Putting patches on and taking them off does not change it. A write through ``.data`` does not show.
+        """
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        slots = [(self._slots.get(name), tensor) for name, tensor in tensors]
+        return tuple(Fingerprint.of(tensor) if slot is None else slot.base_mark for slot, tensor in slots)
 
     def check(self) -> None:
         """Raise StackDisturbedError when something else changed what the stack put on the model."""
@@ -296,7 +307,7 @@ class PatchStack:
                 for entry in entries:
                     entry.follow(self.model)
                 self._change(entries)
-            except BaseException as error:
+            except Exception as error:
                 raise StackDisturbedError(
                     f"the patches could not be put on the moved model ({error}); the stack is empty, apply them again"
                 ) from error
