@@ -45,6 +45,28 @@ def last_character_token(tokens: TokenBoundary, text: str, end: int) -> int:
     return max(i for i, (a, b) in enumerate(offsets) if a < end <= b)
 
 
+def test_a_merge_over_the_subjects_end_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Pitfall 4: the truncated text has another last token than the whole one."""
+    tokens = boundary("byte_bpe")
+    whole = next(
+        text
+        for text in ("France's", "Parison", "thes", "Romes capital", "cities", "Francest", "Paristhe")
+        for cut in range(1, len(text))
+        if tokens.subject_tokens(text, (0, cut))[-1] != len(tokens.prompt(text[:cut]).ids) - 1
+    )
+    cut = next(
+        cut
+        for cut in range(1, len(whole))
+        if tokens.subject_tokens(whole, (0, cut))[-1] != len(tokens.prompt(whole[:cut]).ids) - 1
+    )
+    with caplog.at_level("WARNING", logger="kedit_methods_locate.rows"):
+        rewrite(tokens, EditRequest(prompt=whole, subject_span=(0, cut), target_new="Brink"), (BARE,))
+        assert "rule of the papers' code" in caplog.text
+        caplog.clear()
+        rewrite(tokens, spanned(MIRA), (BARE,))
+        assert not caplog.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", PLACES)
 def test_the_subjects_last_token(kind: str, place: str) -> None:

@@ -378,8 +378,11 @@ def test_romes_small_denominator_is_said_and_r_romes_is_not(tmp_path: Path) -> N
 
 
 def test_a_layer_the_model_has_not(tmp_path: Path) -> None:
-    with pytest.raises(MethodError, match="layer 7 is not in this model of 3 layers"):
-        editor_on("gpt2", tmp_path, options={}, layer=7).compute(PARIS)
+    made = editor_on("gpt2", tmp_path, options={}, layer=7)
+    for call in (made.edit, made.compute, made.plan):
+        with pytest.raises(InputError, match="layer 7 is not in this model of 3 layers"):
+            call(PARIS)
+    assert not (tmp_path / "cache").exists()
 
 
 # ------------------------------------------------------------------ plan

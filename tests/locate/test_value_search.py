@@ -199,9 +199,11 @@ def test_encoder_decoders_are_asked_by_their_decoder() -> None:
     labels = torch.tensor([found.target])
     with torch.no_grad():
         wanted = [float(tools.model(input_ids=torch.tensor([row.ids]), labels=labels).loss) for row in found.rows]
-        first = tools.model(
-            input_ids=torch.tensor([found.essence.ids]), decoder_input_ids=torch.tensor([[0]])
-        ).logits[0, 0].log_softmax(-1)
+        first = (
+            tools.model(input_ids=torch.tensor([found.essence.ids]), decoder_input_ids=torch.tensor([[0]]))
+            .logits[0, 0]
+            .log_softmax(-1)
+        )
     assert losses.nll[0].tolist() == pytest.approx(wanted, rel=1e-6)
     assert problem.base is not None
     same(problem.base[0], first, 1e-6)

@@ -10,7 +10,7 @@ statistic of an MLP of inner size m.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from attrs import frozen
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
-from kedit_core.errors import MethodError
+from kedit_core.errors import InputError
 from kedit_core.patches import EditPatch, LowRankDelta
 from kedit_core.requests import EditRequest
 from kedit_methods_locate import guards
@@ -65,6 +65,12 @@ class Rome:
     """The method ``rome``: the original, asymmetric update."""
 
     @hookimpl
+    def prepare_requests(self, context: EditContext) -> None:
+        """Refuse a layer that the model does not have, before any work (InputError); requests stay as they are."""
+        if context.hparams is not None:
+            _layer(context, cast(RomeHyperParams, context.hparams))
+
+    @hookimpl
     def compute_patch(
         self, context: EditContext, requests: Sequence[EditRequest], hparams: RomeHyperParams
     ) -> EditPatch:
@@ -92,9 +98,10 @@ class Rome:
                 records.append(_record(rows, values, update))
                 if number < len(requests) - 1:
                     writer.add([delta])
-        return context.new_patch(
-            deltas, requests, state_config={"context_templates": list(templates), "edits": records}
-        )
+        state: dict[str, Any] = {"context_templates": list(templates), "edits": records}
+        if statistic and factor:
+            state["statistic"] = {"layer": layer, "tokens": statistic.count, "ridge": factor.ridge}
+        return context.new_patch(deltas, requests, state_config=state)
 
     @hookimpl
     def plan(
@@ -128,7 +135,7 @@ class RRome(Rome):
 
 def _layer(context: EditContext, hparams: RomeHyperParams) -> int:
     if hparams.layer >= context.adapter.num_layers:
-        raise MethodError(
+        raise InputError(
             f"layer {hparams.layer} is not in this model of {context.adapter.num_layers} layers (0 to "
             f"{context.adapter.num_layers - 1}); choose another with -p layer=N"
         )

@@ -5,6 +5,7 @@ Specification: ROME, section 2 (which token) and 4.3 (which rows).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from attrs import evolve, frozen
@@ -13,6 +14,8 @@ from kedit_core.errors import MethodError
 from kedit_core.forward import TokenBoundary, fill, slot
 from kedit_core.requests import EditRequest
 from kedit_methods_locate.hparams import FactToken
+
+logger = logging.getLogger(__name__)
 
 
 @frozen
@@ -88,6 +91,24 @@ def subject_of(request: EditRequest) -> tuple[str, tuple[int, int]]:
     return request.prompt[start:end], (start, end)
 
 
+def _note_parity(tokens: TokenBoundary, prompt: str, span: tuple[int, int]) -> None:
+    """Log where the papers' code would have written elsewhere: a merge across the subject's end (``Paris's``).
+
+    Its rule, the last token of the text cut after the subject, does not know the end-of-sequence token of an encoder.
+    """
+    if tokens.encoder_decoder:
+        return
+    ours, theirs = tokens.subject_tokens(prompt, span)[-1], len(tokens.prompt(prompt[: span[1]]).ids) - 1
+    if ours != theirs:
+        logger.warning(
+            "the subject's last token in %r is %d by its characters, and %d by the rule of the papers' code; the "
+            "former is used",
+            prompt,
+            ours,
+            theirs,
+        )
+
+
 def rewrite(
     tokens: TokenBoundary,
     request: EditRequest,
@@ -99,6 +120,7 @@ def rewrite(
     The target's ids are those that follow the bare prompt, and are appended as ids in every context.
     """
     subject, span = subject_of(request)
+    _note_parity(tokens, request.prompt, span)
     filled = [in_context(template, request.prompt, span) for template in templates]
     return Rewrite(
         rows=tuple(text_row(tokens, text, moved, fact_token) for text, moved in filled),

@@ -11,6 +11,7 @@ import json
 import random
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -155,9 +156,13 @@ class DocumentRows:
         return len(self._order)
 
     def chunk(self, start: int, stop: int) -> list[Sequence[int]]:
-        """Token rows of some documents, empty ones left out."""
-        texts = (self._corpus[index] for index in self._order[start:stop])
-        return [self._tokens.prompt(text).ids[: self._max_len] for text in texts if text.strip()]
+        """Token rows of some documents; those of which the tokenizer makes no token are left out."""
+        found: list[Sequence[int]] = []
+        for index in self._order[start:stop]:
+            if (text := self._corpus[index]).strip():
+                with suppress(InputError):
+                    found.append(self._tokens.prompt(text).ids[: self._max_len])
+        return found
 
 
 class IdRows:

@@ -187,10 +187,13 @@ def collected(context: EditContext, layers: Sequence[int], source: Source) -> di
             "key": keys[layer],
             "documents_read": sums.documents,
             "seconds": round(time.monotonic() - started, 3),
+            "dtype": str(next(context.model.parameters()).dtype).removeprefix("torch."),
         }
         found[layer] = Statistic.from_sum(layer, sums.totals[layer], sums.count, record)
         save_statistics(cache_file(context, fields[layer]), [found[layer]])
     kept.path.unlink(missing_ok=True)
+    # reported apart from the edit's own time: it is done once for a model
+    context.records.setdefault("setup_seconds", []).append(time.monotonic() - started)
     return found
 
 

@@ -7,6 +7,7 @@ seed of its own, so the same statistic comes out for every edit.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from kedit_core.editing import EditContext
 from kedit_core.errors import MethodError
 from kedit_core.forward import TokenBoundary, TopK, generate_ids
 
+logger = logging.getLogger(__name__)
+
 TOP_K = 100
 LENGTH = 128
 _ROWS = 32
@@ -23,8 +26,10 @@ _TRIAL = 4  # tokens of the run that is timed for the estimate
 _PATIENCE = 16  # times the rows that would be enough if none ended early
 
 
-def sample_rows(context: EditContext, wanted: int, seed: int) -> list[Sequence[int]]:
+def sample_rows(context: EditContext, wanted: int, seed: int, skip_first: bool = False) -> list[Sequence[int]]:
     """Token rows of at least ``wanted`` tokens in all, written by the model as it stands.
+
+    ``skip_first``: rows' first tokens do not count.
 
     An encoder-decoder's decoder writes them, after one drawn token in its encoder; they are then read by its encoder.
     The time it will take is said first, from a short trial. Raises MethodError when the model hardly writes anything.
@@ -35,11 +40,12 @@ def sample_rows(context: EditContext, wanted: int, seed: int) -> list[Sequence[i
     rows: list[Sequence[int]] = []
     count = 0
     told = f"{wanted} tokens of text from the model, {_estimate(context, wanted, length)}"
+    logger.info("%s", told)
     with context.progress(told, total=float(wanted)) as step:
         while count < wanted and len(rows) < most:
             new = _write(context, _first_tokens(context, _ROWS, generator), length, generator)
             rows += new
-            count += (tokens := sum(len(row) for row in new))
+            count += (tokens := sum(len(row) - skip_first for row in new))
             step.advance(tokens)
     if count < wanted:
         raise MethodError(

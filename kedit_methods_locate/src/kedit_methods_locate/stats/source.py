@@ -81,7 +81,7 @@ class Source:
             return DocumentRows(
                 self.corpus, context.tokens, self.sample.documents, longest(context, self.sample), self.sample.seed
             )
-        return IdRows(sample_rows(context, self._wanted(context), self.sample.seed))
+        return IdRows(sample_rows(context, self._wanted(context), self.sample.seed, self.sample.skip_first_token))
 
     def _wanted(self, context: EditContext) -> int:
         widest = max(context.adapter.mlp_size(layer) for layer in range(context.adapter.num_layers))

@@ -23,8 +23,7 @@ TOKENS_PER_WIDTH = 10
 """Fewer tokens than this times the width make a statistic that is noise in its small directions."""
 
 _DEAD = 1e-10  # of the mean diagonal
-_FIRST_RIDGE = 1e-7  # of the mean diagonal
-_LAST_RIDGE = 1e-2
+_RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of the mean diagonal, tried in turn
 _SPECTRUM_UP_TO = 4096  # widths whose eigenvalues are worth their time (10 m^3)
 
 
@@ -168,16 +167,14 @@ def merged(parts: list[Statistic]) -> Statistic:
 def _factorise(statistic: Statistic, asked: float) -> Factorised:
     matrix = statistic.matrix
     unit = statistic.trace / statistic.width
-    ridge, added = asked, 0.0
-    while True:
+    added = 0.0
+    for ridge in (asked, *(step for step in _RIDGES if step > asked)):
         matrix.diagonal().add_((ridge - added) * unit)
         added = ridge
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not int(failed):
             return Factorised(lower, ridge, asked)
-        ridge = max(ridge * 10, _FIRST_RIDGE)
-        if ridge > _LAST_RIDGE:
-            raise MethodError(
-                f"the statistic of layer {statistic.layer} ({statistic.count} tokens, width {statistic.width}) is "
-                f"singular even with {added:g} of its mean diagonal added; give a larger corpus (--corpus, --stats)"
-            )
+    raise MethodError(
+        f"the statistic of layer {statistic.layer} ({statistic.count} tokens, width {statistic.width}) is "
+        f"singular even with {added:g} of its mean diagonal added; give a larger corpus (--corpus, --stats)"
+    )
