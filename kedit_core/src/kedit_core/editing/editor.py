@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, overload
@@ -12,6 +12,7 @@ from torch import nn
 
 from kedit_core.contract import WAYS, Installed, MethodInfo, Scenario, Way
 from kedit_core.editing import progress as _progress
+from kedit_core.editing.base import BaseReading
 from kedit_core.editing.cache import cache_folder
 from kedit_core.editing.context import EditContext, seeded
 from kedit_core.editing.core_plugin import CorePlugin
@@ -29,8 +30,6 @@ from kedit_core.models import AdapterRegistry
 from kedit_core.patches import EditPatch, PatchStack
 from kedit_core.plugins import Catalogue, Host
 from kedit_core.requests import EditRequest
-
-_HASHED_BYTES = 1 << 30  # about a second of hashing
 
 
 class Editor:
@@ -105,10 +104,9 @@ class Editor:
         self.options, self.resources = dict(options or {}), {k: Path(v) for k, v in (resources or {}).items()}
         self.cache = Path(cache) if cache is not None else cache_folder()
         self.memory_budget, self.progress = memory_budget, progress
-        self._memo: dict[Any, Any] = {}
-        self._read_from: Hashable = None
         self._previous: EditPatch | None = None
-        self._base = Answers(self.model, self.adapter, self.tokens, stack=self.stack, base=True)
+        base = Answers(self.model, self.adapter, self.tokens, stack=self.stack, base=True)
+        self._read = BaseReading(self.stack, base)
 
     @classmethod
     def from_pretrained(
@@ -183,7 +181,7 @@ class Editor:
         plan = [(group, rounds(group, chosen, batch_size, method)) for group in groups]
         with undone_on_failure(self.stack):
             if evaluate:
-                self._base.prefetch(prepared, context.protocols)
+                self._read.answers.prefetch(prepared, context.protocols)
             if chosen == "single":
                 measure = (lambda case: self._measure(context, case, {})) if evaluate else None
                 patches, parts = run_cases(context, plan, measure, on_patch)
@@ -324,12 +322,12 @@ class Editor:
         context = self.context(scenario=scenario, way=self.way, protocols=protocols)
         prepared = tuple(self.host.prepare_requests(context, given))
         context.requests = prepared
-        self._base.prefetch(prepared, context.protocols)
+        self._read.answers.prefetch(prepared, context.protocols)
         return self._measure(context, prepared, self._manifest(prepared))
 
     # ------------------------------------------------------------------ inside
     def _measure(self, context: EditContext, requests: Sequence[EditRequest], manifest: dict[str, Any]) -> Evaluation:
-        metrics = self.host.evaluate(context, requests, self._base, self._answers())
+        metrics = self.host.evaluate(context, requests, self._read.answers, self._answers())
         return Evaluation(metrics=metrics, manifest=manifest)
 
     def _answers(self) -> Answers:
@@ -349,7 +347,7 @@ class Editor:
         options: Mapping[str, Any] | None = None,
     ) -> EditContext:
         """A context as a method gets it: for tools that use a method's parts (statistics, keys) without an edit."""
-        self._follow_model()
+        self._read.follow()
         found = self.catalogue.find("kedit.methods", self.info.name) if self.info else None
         return EditContext(
             model=self.model,
@@ -376,33 +374,17 @@ class Editor:
             memory_budget=self.memory_budget,
             cache=self.cache,
             progress=self.progress,
-            memo=self._memo,
+            memo=self._read.memo,
         )
 
     def _manifest(self, requests: Sequence[EditRequest]) -> dict[str, Any]:
         return {
-            **run_manifest(self.model, seed=self.seed, requests=requests, model_digest=self._base_digest()),
+            **run_manifest(self.model, seed=self.seed, requests=requests, model_digest=self._read.digest()),
             **describe_model(self.model, self.adapter, self.name, self.revision),
             "method": self.info.name if self.info else None,
             "hparams": self.settings.hparams.to_dict() if self.settings else {},
             "patches": [entry.patch.id for entry in self.stack.patches],
         }
-
-    def _follow_model(self) -> None:
-        """Forget what was read of the base when somebody has written to it or moved it meanwhile."""
-        now = self.stack.base_mark()
-        if now != self._read_from:
-            self._read_from = now
-            self._memo.clear()
-            self._base.forget()
-
-    def _base_digest(self) -> str | None:
-        """Digest of the base model's weights, read once; None for models whose hashing would take long."""
-        if "base_digest" not in self._memo:
-            size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
-            with self.stack.suspended():
-                self._memo["base_digest"] = self.stack.weights_digest() if size <= _HASHED_BYTES else None
-        return cast(str | None, self._memo["base_digest"])
 
     def _method(self) -> MethodInfo:
         if self.info is None:

@@ -28,6 +28,7 @@ from kedit_core.patches.hooks import Sites
 from kedit_core.patches.kinds import Route
 from kedit_core.patches.operations import Operation
 from kedit_core.patches.places import Fingerprint, Place, find_place, names_by_parameter, parameters_of
+from kedit_core.patches.provisional import ProvisionalWriter
 from kedit_core.patches.routing import route_prompts
 from kedit_core.patches.slots import Slots
 
@@ -390,33 +391,3 @@ class PatchStack:
 
             self._view = AdapterRegistry(plugin.register_adapters()).for_model(self.model)
         return self._view
-
-
-class ProvisionalWriter:
-    """Puts operations on top of a stack for the length of a block; see :meth:`PatchStack.provisional`."""
-
-    def __init__(self, stack: PatchStack) -> None:
-        self._stack = stack
-        self._entries: list[Entry] = []
-        self._open = True
-
-    def add(self, operations: Sequence[Operation], way: Way | None = None) -> None:
-        """Put operations on, in order; the base is not compared with anything.
-
-        Raises InputError, BaseMismatchError (shapes), StackDisturbedError, StackOrderError (the block has ended).
-        """
-        if not self._open:
-            raise StackOrderError("this provisional block has ended; open another one")
-        stack = self._stack
-        stack._ready()
-        entry = stack._entry(None, tuple(operations), way, {}, True)
-        stack._change((*stack._entries, entry), provisional=True)
-        self._entries.append(entry)
-
-    def close(self) -> None:
-        """Take everything off that was added; what was put on otherwise stays."""
-        self._open = False
-        stack = self._stack
-        if any(entry in self._entries for entry in stack._entries):
-            stack._ready()
-            stack._change(tuple(entry for entry in stack._entries if entry not in self._entries))
