@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import count
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kedit_core.cli.common import as_json, emit, human_bytes, json_option, note, say, show_table
+from kedit_core.cli.common import emit, human_bytes, json_option, note, say, show_table
 from kedit_core.cli.model_options import model_options, open_editor, read_requests
 from kedit_core.contract import SCENARIOS
 from kedit_core.errors import InputError
@@ -199,19 +200,25 @@ def _after(editor: Editor, result: EditResult) -> list[str]:
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
-    rows = [
-        (key, value if isinstance(value, str) else as_json(value)) for key, value in plan.items() if key != "hparams"
-    ]
-    show_table(("plan", ""), rows)
+    show_table(("plan", ""), [(key, _short(value)) for key, value in plan.items() if key != "hparams"])
     say()
     settings = plan["hparams"]
     sources = settings.get("sources", {})
     values = settings.get("values", settings)
     show_table(
         ("setting", "value", "from"),
-        [(key, as_json(value), str(sources.get(key, ""))) for key, value in values.items()],
+        [(key, _short(value), str(sources.get(key, ""))) for key, value in values.items()],
     )
     say("\nNothing was done.")
+
+
+def _short(value: Any) -> str:
+    """A value on one line."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ", ".join(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(each)}" for key, each in value.items() if each is not None)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _show(

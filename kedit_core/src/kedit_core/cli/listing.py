@@ -96,7 +96,7 @@ def _method(installed: Catalogue, name: str) -> dict[str, Any]:
 
 def _show_methods(rows: list[dict[str, Any]]) -> None:
     if not rows:
-        say("No editing method is installed; pip install kedit brings kedit's own.")
+        say("No editing method is installed (or KEDIT_PLUGINS leaves them out); pip install kedit brings kedit's own.")
         return
     show_table(
         ("method", "family", "scenarios", "writes", "from", "summary"),

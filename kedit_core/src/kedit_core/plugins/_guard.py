@@ -15,7 +15,7 @@ from attrs import frozen
 
 from kedit_core.contract import PROJECT, HookSpecs, public_hooks
 from kedit_core.errors import KeditError, PluginError
-from kedit_core.plugins._entries import FOREIGN_FAILURES, named, nearest, reason
+from kedit_core.plugins._entries import CORE, FOREIGN_FAILURES, named, nearest, normalized, reason
 
 _MARK = f"{PROJECT}_impl"
 
@@ -88,6 +88,8 @@ class Implementation:
         """Say on an error that explains itself where it came from."""
         if isinstance(error, PluginError) and (error.plugin, error.hook) == (self.origin.plugin, self.hook):
             return
+        if normalized(self.origin.distribution) == CORE:
+            return  # the core's own errors say all there is to say
         note = f"in {self.hook} of {self.origin}"
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
