@@ -14,8 +14,8 @@ import pytest
 REPO = Path(__file__).parents[2]
 CORE = REPO / "kedit_core" / "src" / "kedit_core"
 ROOMS = (
-    "errors", "contract", "plugins", "requests", "hparams", "models", "forward", "patches", "evaluation", "editing",
-    "cli", "testing",
+    "errors", "files", "contract", "plugins", "requests", "hparams", "models", "forward", "patches", "evaluation",
+    "editing", "cli", "testing",
 )  # fmt: skip
 FAMILIES = {
     "kedit_methods_locate": REPO / "kedit_methods_locate",

@@ -324,6 +324,7 @@ def test_who_wins(package: Path, tmp_path: Path) -> None:
     assert made.sources["v_lr"] == f"file {file}"
     assert made.sources["name"] == made.sources["high"] == "-p"
     assert made.notes == ("preset tiny-llama (a sweep)",)
+    assert made.brief == ("settings of preset tiny-llama",)
     assert "presets_pkg" not in sys.modules
 
 
@@ -337,6 +338,7 @@ def test_without_a_preset_the_depth_decides(package: Path) -> None:
         "no preset for LlamaForCausalLM with 6 layers of width 192: layer=2 in proportion to its depth",
     )
     assert resolve(Settings, SHAPE, overrides={"layer": 4}).sources["layer"] == "given"
+    assert resolve(Settings, SHAPE, overrides={"layer": 4}).notes == ()  # nothing is left of the guess
     assert resolve(Settings).notes == () and resolve(Settings).hparams == Settings()
     assert "defaults are used" in resolve(Plain, SHAPE, overrides={"steps": 1}).notes[0]
 

@@ -75,6 +75,7 @@ class MethodInfo:
         needs_subject: whether every request must have a subject that occurs in its prompt.
         presets: ``"package:folder"`` with YAML presets, or None.
         resources: roles it may ask of ``context.resource`` (for listings).
+        options: names it reads from ``context.options``; an Editor refuses others.
         api: the version of this contract it was written for.
     """
 
@@ -89,6 +90,7 @@ class MethodInfo:
     needs_subject: bool = False
     presets: str | None = None
     resources: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     api: int = API_VERSION
 
 

@@ -13,6 +13,7 @@ rome = MethodInfo(
     operations=frozenset({"low_rank_delta"}),
     scenarios=frozenset({"single", "sequential"}),
     needs_subject=True,
+    options=("stats", "corpus"),
     presets="kedit_methods_locate:presets/rome",
 )
 
@@ -25,5 +26,6 @@ r_rome = MethodInfo(
     operations=frozenset({"low_rank_delta"}),
     scenarios=frozenset({"single", "sequential"}),
     needs_subject=True,
+    options=("stats", "corpus"),
     presets="kedit_methods_locate:presets/r_rome",
 )

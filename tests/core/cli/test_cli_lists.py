@@ -14,6 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from kedit_core import hookimpl
 from kedit_core.cli import root
 from kedit_core.cli.common import as_json, emit, human_bytes, write_text
 from kedit_core.errors import InputError, KeditError
@@ -119,6 +120,34 @@ def test_plugins_check_imports_everything(monkeypatch: pytest.MonkeyPatch) -> No
     result = run("plugins", "--check")
     assert result.exit_code == 1
     assert "Left out" in result.stderr and "kedit-else" in result.stderr and "no such thing" in result.stderr
+
+
+class Misspelt:
+    @hookimpl
+    def evaluat(self) -> None: ...
+
+
+class OtherArgument:
+    @hookimpl
+    def evaluate(self, request: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("plugin", "word"), [(Misspelt, "'evaluat'"), (OtherArgument, "'request'")])
+def test_plugins_check_registers_them(plugin: Any, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug(monkeypatch, entry("mine", plugin, "kedit.plugins"))
+    assert run("plugins").exit_code == 0
+    result = run("plugins", "--check")
+    assert result.exit_code == 1
+    assert "Left out" in result.stderr and "kedit-else" in result.stderr and word in result.stderr
+
+
+def test_plugins_left_out_of_an_editor_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line each, also when the model cannot be had; broken commands and methods are no matter of the Editor."""
+    plug(monkeypatch, entry("mine", Misspelt, "kedit.plugins"), entry("other", ImportError("gone"), "kedit.methods"))
+    result = run("generate", str(tmp_path), "--prompt", "a")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    assert result.exit_code == 2 and len(lines) == 1, result.stderr
+    assert "kedit-else" in lines[0] and "did you mean 'evaluate'?" in lines[0]
 
 
 def test_no_method(monkeypatch: pytest.MonkeyPatch) -> None:

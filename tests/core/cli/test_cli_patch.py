@@ -85,7 +85,11 @@ def test_show(patch: Path) -> None:
     assert result.exit_code == 0
     for text in (loaded.id, "by_hand (kedit-tests 0.1)", "org/tiny", "low_rank_delta", PLACE, "rank 2", "layer = 1"):
         assert text in result.output
-    assert "The capital of France is -> Oslo" in result.output
+    fact = "The capital of France is -> Oslo"
+    order = [
+        result.output.index(text) for text in (loaded.id, fact, "low_rank_delta", "base", "method", "seed", "setting")
+    ]
+    assert order == sorted(order)
     data = json.loads(run("patch", "show", patch, "--json").stdout)
     (operation,) = data["operations"]
     whole = loaded.operations[0].delta((32, 80), torch.float64)  # type: ignore[union-attr]
@@ -122,6 +126,22 @@ def test_verify(base: Path, patch: Path, model: Any, tmp_path: Path) -> None:
     tiny_model("gpt2").save_pretrained(tmp_path / "gpt2")
     result = run("patch", "verify", patch, "--base", tmp_path / "gpt2")
     assert result.exit_code == 1 and "LlamaForCausalLM" in result.stderr
+
+
+def test_verify_and_apply_refuse_another_id(base: Path, patch: Path, tmp_path: Path) -> None:
+    known, other, out = EditPatch.load(patch).id, "0" * 12, tmp_path / "out"
+    for told in (known, known[:8], known[:20].upper()):
+        result = run("patch", "verify", patch, "--id", told)
+        assert result.exit_code == 0 and f"well-formed: patch {known}" in result.output
+    for command in (("verify", patch), ("apply", base, patch, "-o", out)):
+        result = run("patch", *command, "--id", other)
+        assert result.exit_code == 1 and f"is patch {known} and not {other}; " in result.stderr
+        result = run("patch", *command, "--id", known[:7])
+        assert result.exit_code == 2 and "at least the first 8" in result.stderr
+    data = json.loads(run("patch", "verify", patch, "--base", base, "--id", other, "--json").stdout)
+    assert data["whole"] and not data["passed"] and other in data["problem"]
+    assert not out.exists()
+    assert run("patch", "apply", base, patch, "-o", out, "--id", known).exit_code == 0
 
 
 def test_verify_tells_a_broken_file(patch: Path) -> None:

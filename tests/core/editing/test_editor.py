@@ -468,3 +468,23 @@ def test_the_callers_autocast_changes_nothing() -> None:
     plain = editor().edit(fact(), evaluate=False).patch
     with torch.autocast("cpu", torch.bfloat16):
         assert editor().edit(fact(), evaluate=False).patch.id == plain.id
+
+
+def test_options_that_the_method_does_not_read_are_refused() -> None:
+    with pytest.raises(InputError, match="no option 'corpu'"):
+        editor(options={"corpu": "text.txt"})
+
+
+def test_a_model_object_belongs_in_the_constructor() -> None:
+    model, _ = tiny("llama")
+    with pytest.raises(InputError, match=r"Editor\(model, tokenizer, method\)"):
+        Editor.from_pretrained(model, catalogue=CATALOGUE)  # type: ignore[arg-type]
+
+
+def test_results_are_short_to_look_at(facts: list[EditRequest]) -> None:
+    result = editor().edit(facts, protocols=("generate",))
+    assert len(repr(result)) < 600
+    assert "gen_free.reliability" in repr(result)
+    assert len(repr(result.patch)) < 200
+    assert result.patch.id[:12] in repr(result.patch)
+    assert "float32 [32, 1]" in repr(result.patch.operations[0])

@@ -39,6 +39,8 @@ from kedit_core.errors import (
     UnknownNameError,
 )
 from kedit_core.patches import (
+    Base,
+    BaseTensor,
     DenseDelta,
     EditPatch,
     LowRankDelta,
@@ -721,3 +723,16 @@ def test_module_places_describe_the_parameters_inside() -> None:
     parts = ("down_proj", "gate_proj", "up_proj")
     assert sorted(base.tensors) == [f"model.layers.1.mlp.{part}.weight" for part in parts]
     assert set(base.tensors[LLAMA_OUT].sha256) == {"float32", "bfloat16", "float16"}
+
+
+@pytest.mark.parametrize("name", [None, "org/tiny"])
+def test_a_patch_of_another_size_says_which_model_to_load(name: str | None) -> None:
+    model = tiny_model("llama")
+    place = BaseTensor(shape=(3, 4), layout="out_in")
+    operation = partial(LowRankDelta, left=torch.ones(3, 1), right=torch.ones(1, 4))
+    for place_name, told in ((LLAMA_OUT, "is stored as"), (GPT2_OUT, "has no parameter")):
+        base = Base(architecture="OtherForCausalLM", name=name, tensors={place_name: place})
+        patch = EditPatch(method=METHOD, base=base, operations=(operation(place_name),))
+        described = f"OtherForCausalLM {name}" if name else "an unnamed OtherForCausalLM"
+        with pytest.raises(BaseMismatchError, match=f"{told}.*{described}; load that model"):
+            PatchStack.of(model).apply(patch)

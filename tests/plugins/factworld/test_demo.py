@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import attrs
 import pytest
@@ -12,9 +14,9 @@ from click.testing import CliRunner
 
 from kedit_core import EditPatch
 from kedit_core.errors import InputError, KeditError, UnknownNameError
-from kedit_factworld import demo_run, files
+from kedit_factworld import demo_run, demo_view, files
 from kedit_factworld.demo import DEFAULT_CASE, demo, find_case
-from kedit_factworld.demo_run import Claim, Digests, Elsewhere, Reading, claims_of, prompts_of, same_answer
+from kedit_factworld.demo_run import Claim, DemoReport, Digests, Elsewhere, Reading, claims_of, prompts_of, same_answer
 
 GOOD = Digests(start="a", edited="b", elsewhere_patched="b", elsewhere_removed="a", restored="a")
 
@@ -81,6 +83,15 @@ def test_the_claims_hold_when_everything_went_well() -> None:
 def test_each_broken_promise_is_told(reading: Reading, there: Elsewhere, digests: Digests, word: str) -> None:
     [text] = failed(*claims_of(find_case(DEFAULT_CASE), reading, there, digests))
     assert word in text
+
+
+def test_what_to_try_next_can_be_run_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    report = SimpleNamespace(patch=Path("a.safetensors"), model="factworld:llama", case=find_case(DEFAULT_CASE))
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "kedit")])
+    for found, program in (("kedit", "kedit"), (None, str(tmp_path / "kedit"))):
+        monkeypatch.setattr("shutil.which", lambda _, found=found: found)
+        commands = demo_view._next_commands(cast(DemoReport, report))
+        assert all(command.startswith(f"{program} ") for command in commands)
 
 
 @pytest.mark.slow

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from kedit_core.files import replacing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,23 +69,9 @@ def as_json(data: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it, so that it is never half-written.
-
-    A link is followed. What is no ordinary file (a device, a pipe) is written to, never replaced by a file.
-    """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        target.write_text(text, encoding="utf-8")
-        return
-    beside = target.parent / f".kedit-{secrets.token_hex(8)}.tmp"  # fits where the name does
-    try:
-        with beside.open("x", encoding="utf-8") as file:
-            file.write(text)
-        beside.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
+    """Write a text file in one step; see :func:`kedit_core.files.replacing`."""
+    with replacing(path) as stream:
+        stream.write(text.encode())
 
 
 def console(*, err: bool = False) -> Console:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 _LONGEST = 50  # letters of a file's name, of up to four bytes each: file systems allow 255 in all
 
-
 _WARNINGS = 3  # of each kind on the screen
+_ANSWERS = 20  # requests whose answers are shown
+_RELIABILITY = "gen_free.reliability"  # has the answers to the edits' own prompts
 
 
 @click.command()
@@ -168,7 +170,7 @@ def _requests(
         return read_requests(source, Host(installed), needs_subject=needs_subject)
     if prompt is None or target is None:
         raise InputError("there is nothing to edit: give --prompt and --target (and --subject), or --requests FILE")
-    request = EditRequest(prompt=prompt, subject=subject, target_new=target, ground_truth=ground_truth)
+    request = EditRequest(prompt=prompt, subject=subject, target_new=target.strip(), ground_truth=ground_truth)
     check_requests([request], needs_subject=needs_subject)  # before a model is loaded
     return [request]
 
@@ -177,6 +179,8 @@ def _check_output(output: Path | None, *, folder: bool) -> None:
     """Refuse a place that cannot be written before the work is done, not after it."""
     if output is None:
         return
+    if folder and output.suffix == ".safetensors":
+        raise InputError(f"-o {output} names a patch file, and mode single writes one per case; give a folder")
     if folder and output.exists() and not output.is_dir():
         raise InputError(f"-o {output} is a file, and mode single writes one patch per case; give a folder")
     if not folder and output.is_dir():
@@ -186,8 +190,8 @@ def _check_output(output: Path | None, *, folder: bool) -> None:
 
 
 def _tell_settings(editor: Editor) -> None:
-    """Say where settings come from when no preset fits the model: the user should know that they are a guess."""
-    for text in editor.settings.notes if editor.settings else ():
+    """Say where settings come from; when no preset fits the model, the user should know that they are a guess."""
+    for text in editor.settings.brief if editor.settings else ():
         note(f"note: {text}")
 
 
@@ -230,6 +234,7 @@ def _show(
             ("", ""), [("before", old or "(nothing)"), ("after", new or "(nothing)"), ("wanted", request.target_new)]
         )
         say()
+    _show_answers(result)
     if result.evaluation is not None:
         say(result.evaluation.summary())
     _show_warnings(result)
@@ -238,6 +243,27 @@ def _show(
     if saved is not None:
         say(f"\npatch {result.patch.id[:12]} is in {saved} ({human_bytes(saved.stat().st_size)})")
     say(f"{len(result.requests)} request{'s' * (len(result.requests) != 1)} edited in {result.seconds:.1f} s")
+    if saved is None and saver is None:
+        say("no patch was saved; give -o FILE (or -o FOLDER with --mode single)")
+
+
+def _show_answers(result: EditResult) -> None:
+    """Answers before and after a few edits made together, as the evaluation has read them."""
+    judged = result.evaluation.metrics.get(_RELIABILITY) if result.evaluation is not None else None
+    if judged is None or result.scenario == "single" or not 2 <= len(result.requests) <= _ANSWERS:
+        return
+    rows = [
+        (request.prompt, _answer(output, "base"), _answer(output, "edited"), request.target_new)
+        for request, output in zip(result.requests, judged.outputs, strict=False)
+        if output.get("prompt") == request.prompt
+    ]
+    if len(rows) == len(result.requests):
+        show_table(("prompt", "before", "after", "wanted"), rows)
+        say()
+
+
+def _answer(output: Mapping[str, Any], key: str) -> str:
+    return (output.get(key) or "").strip() or "(nothing)"
 
 
 def _show_warnings(result: EditResult) -> None:

@@ -49,7 +49,9 @@ def models(ctx: click.Context, json_to: str | None) -> None:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Also import each one and tell which are broken (slow: imports torch).")
+@click.option(
+    "--check", is_flag=True, help="Also import and register each one and tell which are broken (slow: imports torch)."
+)
 @json_option
 @click.pass_context
 def plugins(ctx: click.Context, check: bool, json_to: str | None) -> None:
@@ -131,12 +133,12 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _import_all(installed: Catalogue) -> None:
-    """Load every entry; what fails is then among the problems."""
+    """Load every entry and register the plugins; what fails is then among the problems."""
     from kedit_core.errors import KeditError
-    from kedit_core.plugins import COMMANDS, OPERATIONS
+    from kedit_core.plugins import COMMANDS, OPERATIONS, Host
 
     installed.methods()
-    installed.plugins()
+    Host(installed)  # hooks that do not exist, or have other arguments, are found when a plugin is registered
     for found in (*installed.entries(OPERATIONS), *installed.entries(COMMANDS)):
         try:
             found.load()

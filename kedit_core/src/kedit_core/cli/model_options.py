@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kedit_core.cli.common import progress
+from kedit_core.cli.common import note, progress
 from kedit_core.contract import WAYS
 from kedit_core.errors import InputError
 from kedit_core.requests import EditRequest, load_requests
@@ -16,7 +16,7 @@ from kedit_core.requests import EditRequest, load_requests
 if TYPE_CHECKING:
     from kedit_core.editing import Editor
     from kedit_core.patches import EditPatch
-    from kedit_core.plugins import Host
+    from kedit_core.plugins import Catalogue, Host
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,31 +68,48 @@ def open_editor(
     given: Sequence[str],
     force: bool,
     allow_unverified: bool,
+    catalogue: Catalogue | None = None,
     **settings: Any,
 ) -> Editor:
     """The Editor that the options of :func:`model_options` ask for, with the patches on its model.
 
-    Patch files are read before the model is loaded, so that a bad one costs nothing.
+    Patch files are read before the model is loaded, so that a bad one costs nothing. Plugins that had to be left out
+    are told on stderr, also when no Editor can be made without them.
     """
     from kedit_core.editing import Editor
     from kedit_core.patches import EditPatch
+    from kedit_core.plugins import Catalogue
 
     loaded: list[EditPatch] = [EditPatch.load(path) for path in patches]
     resources = roles(given)
-    editor = Editor.from_pretrained(
-        model,
-        method,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        way=way,
-        resources=resources,
-        progress=progress,
-        **settings,
-    )
+    installed = catalogue or Catalogue.installed()
+    try:
+        editor = Editor.from_pretrained(
+            model,
+            method,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            way=way,
+            resources=resources,
+            progress=progress,
+            catalogue=installed,
+            **settings,
+        )
+    finally:
+        _tell_left_out(installed)
     for patch in loaded:
         editor.apply(patch, force=force, allow_unverified=allow_unverified)
     return editor
+
+
+def _tell_left_out(installed: Catalogue) -> None:
+    """A line for each cross-cutting plugin that is not there: its hooks would be missed in silence."""
+    from kedit_core.plugins import PLUGINS
+
+    for problem in installed.problems:
+        if problem.found.group == PLUGINS:
+            note(f"note: left out: {' '.join(str(problem.error).split())}")
 
 
 def read_requests(source: str, host: Host, *, needs_subject: bool = False) -> list[EditRequest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _SHOWN = 20
+_ID = re.compile(r"[0-9a-f]{8,64}")
+_id_option = click.option(
+    "--id", "wanted", metavar="ID", help="Refuse the file unless this is its id (or the beginning, 8 digits or more)."
+)
 
 
 @click.group()
@@ -42,22 +47,28 @@ def show(file: Path, json_to: str | None) -> None:
 @click.option(
     "--base", "model", metavar="MODEL", help="Also hold it against this model's weights (streamed, not loaded)."
 )
+@_id_option
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, file: Path, model: str | None, json_to: str | None) -> None:
-    """Check that a patch file is whole, and with --base that it fits a model; exit code 1 when it does not."""
+def verify(ctx: click.Context, file: Path, model: str | None, wanted: str | None, json_to: str | None) -> None:
+    """Check that a patch file is well-formed, and with --base that it fits a model; exit code 1 when it does not.
+
+    That it is the file its author made, only its id tells: give the one you were told with --id.
+    """
     from kedit_core.errors import PatchFormatError
     from kedit_core.patches import EditPatch
 
+    _check_wanted(wanted)
     result: dict[str, Any] = {"id": None, "whole": False, "problem": None, "base": None}
     try:
         loaded = EditPatch.load(file)
         result |= {"id": loaded.id, "whole": True}
-        if model is not None:
+        result["problem"] = _other_id(loaded, file, wanted)
+        if model is not None and result["problem"] is None:
             result["base"] = _compare(ctx, loaded, model)
     except PatchFormatError as error:
         result["problem"] = str(error)
-    passed = result["whole"] and (result["base"] is None or result["base"]["fits"])
+    passed = result["problem"] is None and (result["base"] is None or result["base"]["fits"])
     result["passed"] = passed
     emit(json_to, lambda: result, lambda: _show_verdict(result))
     if not passed:
@@ -70,6 +81,7 @@ def verify(ctx: click.Context, file: Path, model: str | None, json_to: str | Non
 @click.option(
     "-o", "--output", required=True, type=_FOLDER, help="Folder to write; MODEL itself is never written into."
 )
+@_id_option
 @click.option("--force", is_flag=True, help="Apply although the weights are not those it was made for.")
 @click.option("--with", "given", multiple=True, metavar="ROLE=PATH", help="What the patch needs beside itself.")
 @click.option("--overwrite", is_flag=True, help="Replace an edited folder that is there already.")
@@ -80,6 +92,7 @@ def apply(
     base: str,
     file: Path,
     output: Path,
+    wanted: str | None,
     force: bool,
     given: tuple[str, ...],
     overwrite: bool,
@@ -89,10 +102,14 @@ def apply(
 
     A folder that kedit has edited gets the patch on top of those it has; give the same folder as -o to replace it.
     """
+    from kedit_core.errors import KeditError
     from kedit_core.patches import EditPatch
     from kedit_core.patches.disk import apply_to_folder
 
+    _check_wanted(wanted)
     loaded, resources = EditPatch.load(file), roles(given)
+    if (problem := _other_id(loaded, file, wanted)) is not None:
+        raise KeditError(problem)
     change = apply_to_folder(
         _folder(ctx, base),
         loaded,
@@ -122,6 +139,21 @@ def revert(folder: Path, output: Path, patch_id: str | None, overwrite: bool, js
     change = revert_folder(folder, output, patch_id, overwrite=overwrite, progress=progress)
     left = "Patches that were not named are still on it." if change.patches else "It is the original again."
     emit(json_to, lambda: _change(change), lambda: _show_change(change, left))
+
+
+def _check_wanted(wanted: str | None) -> None:
+    """InputError for an --id that is none, or too short to tell two patches apart."""
+    from kedit_core.errors import InputError
+
+    if wanted is not None and not _ID.fullmatch(wanted.lower()):
+        raise InputError(f"--id {wanted} is no patch's id; give its 64 hexadecimal digits, or at least the first 8")
+
+
+def _other_id(loaded: EditPatch, file: Path, wanted: str | None) -> str | None:
+    """What to say when the file is not the patch that is wanted, else None."""
+    if wanted is None or loaded.id.startswith(wanted.lower()):
+        return None
+    return f"{file} is patch {loaded.id} and not {wanted.lower()}; get the file again from whom you have the id"
 
 
 def _folder(ctx: click.Context, model: str) -> Path:
@@ -155,27 +187,25 @@ def _compare(ctx: click.Context, loaded: EditPatch, model: str) -> dict[str, Any
 
 def _show(data: dict[str, Any]) -> None:
     method, base = data["method"], data["base"]
-    say(f"patch {data['id']}")
     rows = [
-        ("size", human_bytes(data["bytes"])),
-        ("method", f"{method['name']} ({method['distribution']} {method['version']})"),
         ("base", " ".join(filter(None, (base["architecture"], base["name"], base["revision"])))),
+        ("method", f"{method['name']} ({method['distribution']} {method['version']})"),
         ("seed", "none" if data["seed"] is None else str(data["seed"])),
         *[("on top of", parent) for parent in data["parents"]],
         *[("needs", " ".join(filter(None, (need["role"], need["name"])))) for need in data["requires"]],
-        *[("setting", f"{name} = {value}") for name, value in data["hparams"].items()],
     ]
     if data["state"]["bytes"]:
         rows.append(("state", f"{human_bytes(data['state']['bytes'])} of the method's own, never put on a model"))
-    show_table(("", ""), rows)
+    rows += [("setting", f"{name} = {value}") for name, value in data["hparams"].items()]
+    say(f"patch {data['id']} ({human_bytes(data['bytes'])})\n")
+    _show_requests(data["requests"])
     say()
     operations = [
         (each["type"], "\n".join(each["places"]), each["detail"], each["size"], each["norm"])
         for each in map(_operation_cells, data["operations"])
     ]
     show_table(("operation", "place", "", "size", "norm"), operations)
-    say()
-    _show_requests(data["requests"])
+    show_table(("", ""), rows)
 
 
 def _operation_cells(operation: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +234,10 @@ def _show_verdict(result: dict[str, Any]) -> None:
     if not result["whole"]:
         note(f"Not a whole patch: {result['problem']}")
         return
-    say(f"The file is whole: patch {result['id']}")
+    if result["problem"] is not None:
+        note(result["problem"])
+        return
+    say(f"The file is well-formed: patch {result['id']}")
     if (base := result["base"]) is None:
         return
     if base["problem"] is not None:

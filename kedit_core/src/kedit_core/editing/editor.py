@@ -20,7 +20,7 @@ from kedit_core.editing.guard import left_as_found
 from kedit_core.editing.result import EditResult
 from kedit_core.editing.rounds import compute_round, run_cases, run_rounds, settle, take_off, undone_on_failure
 from kedit_core.editing.scenarios import Round, as_requests, cases, choose_scenario, rounds
-from kedit_core.editing.settings import Settings, resolve_settings
+from kedit_core.editing.settings import Settings, check_options, resolve_settings
 from kedit_core.editing.sources import describe_model, load_model, resolve_model
 from kedit_core.errors import InputError
 from kedit_core.evaluation import Answers, Evaluation, combine, resolve_protocols, run_manifest
@@ -101,6 +101,7 @@ class Editor:
         )
         self.seed, self.way = seed, way
         self.name, self.revision = name, revision
+        check_options(self.info, options or {})
         self.options, self.resources = dict(options or {}), {k: Path(v) for k, v in (resources or {}).items()}
         self.cache = Path(cache) if cache is not None else cache_folder()
         self.memory_budget, self.progress = memory_budget, progress
@@ -125,6 +126,11 @@ class Editor:
 
         The method's name is checked before the model is loaded. Other arguments are those of :class:`Editor`.
         """
+        if not isinstance(model, str | Path):
+            raise InputError(
+                f"from_pretrained takes a name or a folder, and got a {type(model).__name__}; for a model at hand "
+                "write Editor(model, tokenizer, method)"
+            )
         catalogue = catalogue or Catalogue.installed()
         if method is not None:
             catalogue.method(method)

@@ -15,7 +15,7 @@ from kedit_core.patches import EditPatch
 from kedit_core.requests import EditRequest
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class EditResult:
     """An edit: its patches and what they did. Holds no live weights, so it stays true whatever happens to the model.
 
@@ -36,6 +36,13 @@ class EditResult:
     evaluation: Evaluation | None
     warnings: tuple[EditWarning, ...] = ()
     seconds: float = field(default=0.0, eq=False)
+
+    def __repr__(self) -> str:
+        count = len(self.requests)
+        warned = f", {len(self.warnings)} warnings" if self.warnings else ""
+        made = f"{len(self.patches)} patch{'es' * (len(self.patches) != 1)}"
+        facts = f"{count} request{'s' * (count != 1)}"
+        return f"<EditResult {self.scenario}, {facts}, {made}{warned}: {self.evaluation!r}>"
 
     @property
     def patch(self) -> EditPatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,6 +50,18 @@ def resolve_settings(
     file = Path(hparams) if isinstance(hparams, str | Path) else None
     given = {**hparams, **_mapping(overrides)} if isinstance(hparams, Mapping) else overrides
     return resolve(cls, shape, presets=method.presets, preset=preset, file=file, overrides=given)
+
+
+def check_options(method: MethodInfo | None, options: Mapping[str, Any]) -> None:
+    """Refuse options that the method does not read (InputError): a misspelt one would be lost without a word."""
+    if method is None:
+        return
+    for name in options:
+        if name not in method.options:
+            known = ", ".join(method.options) or "it takes none"
+            close = get_close_matches(name, method.options, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise InputError(f"method {method.name!r} takes no option {name!r} (known: {known}){hint}")
 
 
 def _mapping(overrides: Overrides) -> dict[str, Any]:

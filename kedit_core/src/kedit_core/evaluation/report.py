@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Evaluation(Mapping[str, MetricResult]):
     """Metrics by name (``gen_free.reliability``), and the manifest of the run they come from.
 
@@ -38,6 +38,10 @@ class Evaluation(Mapping[str, MetricResult]):
 
     def __len__(self) -> int:
         return len(self.metrics)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {format_value(result.value, result.unit)}" for name, result in self.metrics.items())
+        return f"<Evaluation: {shown}>"
 
     def summary(self) -> str:
         """A plain-text table: metric, value, number of cases; sub-keys indented under their metric; tags below."""

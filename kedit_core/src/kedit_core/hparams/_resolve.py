@@ -16,6 +16,8 @@ from kedit_core.hparams._settings import parse_override, read_settings
 
 H = TypeVar("H", bound=HyperParams)
 
+_DEPTH = "depth"
+
 
 @frozen(kw_only=True)
 class Resolved(Generic[H]):
@@ -25,12 +27,14 @@ class Resolved(Generic[H]):
         hparams: the settings.
         sources: field -> ``default``, ``preset NAME``, ``depth``, ``file PATH``, ``-p`` or ``given``
             (a mapping in code).
-        notes: sentences for the user, such as which preset was taken, or that there was none.
+        notes: sentences for the user, such as which preset was taken and where it is from, or that there was none.
+        brief: the same for a screen, without where a preset is from.
     """
 
     hparams: H
     sources: Mapping[str, str] = field(factory=dict)
     notes: tuple[str, ...] = ()
+    brief: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: ``values``, ``sources`` and ``notes``."""
@@ -41,6 +45,12 @@ class Resolved(Generic[H]):
 class _Layer:
     source: str
     values: Mapping[str, Any]
+
+
+@frozen
+class _Note:
+    text: str
+    brief: str = ""
 
 
 def resolve(
@@ -66,18 +76,18 @@ def resolve(
         HyperParamsError: every fault of every source, each with the source it is in.
     """
     layers: list[_Layer] = []
-    notes: list[str] = []
+    notes: list[_Note] = []
     faults: list[str] = []
     if preset is not None:
         chosen = read_preset(preset)
         layers.append(_Layer(f"preset {chosen.name}", chosen.hparams))
         if shape is not None and shape not in chosen.shapes:
             shapes = " and ".join(map(str, chosen.shapes))
-            notes.append(f"preset {chosen.name} is for {shapes}, and this model is {shape}")
+            notes.append(_Note(f"preset {chosen.name} is for {shapes}, and this model is {shape}"))
     elif shape is not None:
         layer, note = _for_shape(cls, shape, presets)
         layers.append(layer)
-        notes.append(note)
+        notes += [note] if note is not None else []
     for read in (partial(_file, file), partial(_overrides, overrides)):
         layer, told = read()
         layers.append(layer)
@@ -93,21 +103,28 @@ def resolve(
     if not faults:
         made, faults = build(cls, values)
         if made is not None:
-            return Resolved(hparams=made, sources=sources, notes=tuple(notes))
+            if shape is not None and (guessed := {n: v for n, v in values.items() if sources[n] == _DEPTH}):
+                listed = ", ".join(f"{name}={value}" for name, value in guessed.items())
+                notes.append(_Note(f"no preset for {shape}: {listed} in proportion to its depth"))
+            return Resolved(
+                hparams=made,
+                sources=sources,
+                notes=tuple(note.text for note in notes),
+                brief=tuple(note.brief or note.text for note in notes),
+            )
     raise HyperParamsError(f"settings for {cls.__name__}", faults)
 
 
-def _for_shape(cls: type[HyperParams], shape: ModelShape, presets: str | None) -> tuple[_Layer, str]:
-    """The preset for a shape, else what the method makes of its depth; and what to tell the user."""
+def _for_shape(cls: type[HyperParams], shape: ModelShape, presets: str | None) -> tuple[_Layer, _Note | None]:
+    """The preset for a shape, else what the method makes of its depth; and what to tell the user already now."""
     for preset in load_presets(presets) if presets else ():
         if shape in preset.shapes:
             told = f" ({preset.origin})" if preset.origin else ""
-            return _Layer(f"preset {preset.name}", preset.hparams), f"preset {preset.name}{told}"
+            note = _Note(f"preset {preset.name}{told}", brief=f"settings of preset {preset.name}")
+            return _Layer(f"preset {preset.name}", preset.hparams), note
     values = dict(cls.for_depth(shape))
-    if not values:
-        return _Layer("depth", {}), f"no preset for {shape}: defaults are used"
-    told = ", ".join(f"{name}={value}" for name, value in values.items())
-    return _Layer("depth", values), f"no preset for {shape}: {told} in proportion to its depth"
+    # which of these values stay is known when all sources are read
+    return _Layer(_DEPTH, values), None if values else _Note(f"no preset for {shape}: defaults are used")
 
 
 def _file(path: str | Path | None) -> tuple[_Layer, list[str]]:

@@ -51,6 +51,11 @@ def describe_tensor(place: Place, digests: Mapping[str, str]) -> BaseTensor:
     return BaseTensor(shape=place.shape, layout=place.layout, aliases=place.aliases, sha256=digests)
 
 
+def _described(base: Base) -> str:
+    """The base as messages name it: architecture, and name where it is known."""
+    return f"{base.architecture} {base.name}" if base.name else f"an unnamed {base.architecture}"
+
+
 def check_architecture(model: nn.Module, base: Base) -> None:
     """BaseMismatchError unless the patch is for a model of this class."""
     if (live := architecture_of(model)) != base.architecture:
@@ -77,13 +82,22 @@ def check_places(model: nn.Module, base: Base, force: bool) -> dict[str, Place]:
         try:
             place = find_place(model, name, names)
         except InputError as error:
+            if all(name not in known for known in names.values()):
+                raise BaseMismatchError(
+                    f"this {architecture_of(model)} has no parameter {name!r}, and the patch was made for "
+                    f"{_described(base)}; load that model"
+                ) from error
             raise BaseMismatchError(f"the patch does not fit this model: {error}") from error
         if place.shape != wanted.shape:
             raise BaseMismatchError(
-                f"{name!r} is stored as {list(place.shape)} here and as {list(wanted.shape)} in the patch's base"
+                f"{name!r} is stored as {list(place.shape)} here and as {list(wanted.shape)} in the patch's base, "
+                f"{_described(base)}; load that model"
             )
         if (place.layout == "in_out") != (wanted.layout == "in_out"):
-            raise BaseMismatchError(f"{name!r} is stored {place.layout} here and {wanted.layout} in the patch's base")
+            raise BaseMismatchError(
+                f"{name!r} is stored {place.layout} here and {wanted.layout} in the patch's base, {_described(base)}; "
+                "load that model"
+            )
         if set(place.aliases) != set(wanted.aliases) and not force:
             raise BaseMismatchError(
                 f"{name!r} is tied to {list(place.aliases)} here and to {list(wanted.aliases)} in the patch's base; "

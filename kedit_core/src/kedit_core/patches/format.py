@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +17,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from kedit_core.errors import InputError, KeditError, PatchFormatError
+from kedit_core.files import replacing
 from kedit_core.patches import canonical, container
 from kedit_core.patches.digests import dtype_name
 from kedit_core.patches.manifest import (
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 
-@frozen(eq=False, kw_only=True)
+@frozen(eq=False, kw_only=True, repr=False)
 class EditPatch:
     """An edit: operations on named places, their tensors, and the manifest that says where they come from.
 
@@ -174,24 +174,11 @@ class EditPatch:
 
         Raises KeditError when the file cannot be written or a tensor was changed since the patch was built.
         """
-        target = Path(os.path.realpath(path))
-        beside = target.parent / f".kedit-{secrets.token_hex(8)}.tmp"  # fits where the name does
         try:
-            if target.exists() and not target.is_file():
-                with target.open("wb") as stream:
-                    return self._write(stream)
-            with beside.open("xb") as stream:
-                digest = self._write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            beside.replace(target)
-        except BaseException as error:
-            with suppress(OSError):
-                beside.unlink()
-            if isinstance(error, OSError):
-                raise KeditError(f"the patch could not be written to {target}: {error.strerror or error}") from error
-            raise
-        return digest
+            with replacing(path) as stream:
+                return self._write(stream)
+        except OSError as error:
+            raise KeditError(f"the patch could not be written to {path}: {error.strerror or error}") from error
 
     def _write(self, stream: Any) -> str:
         tensors, manifest = self._parts()
@@ -202,6 +189,11 @@ class EditPatch:
             raise PatchFormatError("the patch's tensors or settings were changed after it was built; build a new patch")
         self._id[:] = [digest]
         return digest
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(dict.fromkeys(operation.type for operation in self.operations)) or "no operation"
+        facts = "private requests" if isinstance(self.requests, PrivateRequests) else f"{len(self.requests)} requests"
+        return f"<EditPatch {self.id[:12]} of {self.method.name}: {len(self.operations)} x {kinds}, {facts}>"
 
     # ------------------------------------------------------------------ reading
 

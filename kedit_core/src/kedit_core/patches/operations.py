@@ -29,6 +29,11 @@ _KIND = re.compile(r"[a-z0-9_]+([.-][a-z0-9_]+)*")
 _CHUNK = 1 << 22
 
 
+def shown(tensor: Tensor) -> str:
+    """A tensor in a repr: its dtype and shape, not its numbers."""
+    return f"<{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}>"
+
+
 @frozen(eq=False)
 class Owned:
     """A tensor that nobody else holds; building an operation from it takes it without a copy."""
@@ -100,8 +105,8 @@ class LowRankDelta:
     roles: ClassVar[tuple[str, ...]] = ("left", "right")
 
     place: str
-    left: Tensor = field(converter=own)
-    right: Tensor = field(converter=own)
+    left: Tensor = field(converter=own, repr=shown)
+    right: Tensor = field(converter=own, repr=shown)
 
     def __attrs_post_init__(self) -> None:
         what = f"low_rank_delta at {self.place!r}"
@@ -141,7 +146,7 @@ class DenseDelta:
     roles: ClassVar[tuple[str, ...]] = ("values",)
 
     place: str
-    values: Tensor = field(converter=own)
+    values: Tensor = field(converter=own, repr=shown)
 
     def __attrs_post_init__(self) -> None:
         check_place(self.place, self.type)
@@ -174,8 +179,8 @@ class SparseDelta:
 
     place: str
     axis: Axis
-    indices: Tensor = field(converter=own)
-    values: Tensor = field(converter=own)
+    indices: Tensor = field(converter=own, repr=shown)
+    values: Tensor = field(converter=own, repr=shown)
 
     def __attrs_post_init__(self) -> None:
         what = f"sparse_delta at {self.place!r}"
@@ -227,7 +232,7 @@ class Replace:
     roles: ClassVar[tuple[str, ...]] = ("values",)
 
     place: str
-    values: Tensor = field(converter=own)
+    values: Tensor = field(converter=own, repr=shown)
 
     def __attrs_post_init__(self) -> None:
         check_place(self.place, self.type)

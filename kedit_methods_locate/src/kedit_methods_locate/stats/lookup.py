@@ -103,6 +103,14 @@ def check(context: EditContext, statistic: Statistic, ridge: float = 0.0) -> Non
             "set mom2_ridge (1e-4, say), or give a more varied corpus (--corpus)",
             f"{where} is nearly singular (condition {factor.condition:.0e}): updates are huge where text has no keys",
         )
+    source = dict(statistic.record.get("corpus") or {}).get("source")
+    if source == "sampled" and not context.options.get("stats"):
+        context.warn(
+            "statistics_sampled",
+            float(statistic.count),
+            "give a text like the model's training data with --corpus",
+            f"{where} stands on text that the model wrote itself, as no corpus was given",
+        )
     if "weights" not in statistic.record:
         context.warn(
             "statistics_unverified",
@@ -137,15 +145,18 @@ def _found(context: EditContext, layers: Sequence[int], sample: Sample) -> dict[
         for layer in (layer for layer in layers if layer not in found):
             if (statistic := _of_any_corpus(context, layer, sample)) is not None:
                 found[layer] = statistic
+                context.warn(
+                    "statistics_of_another_corpus",
+                    float(statistic.count),
+                    "give the corpus (--corpus) or the statistic (--stats) to be independent of the cache",
+                    f"no corpus was given, so the cached statistic of layer {layer} was taken: {_source_of(statistic)}",
+                )
     missing = [layer for layer in layers if layer not in found]
-    if missing and source.corpus is None:
-        context.warn(
-            "statistics_sampled",
-            None,
-            "give a text like the model's training data with --corpus",
-            "no statistics and no corpus were given, so they were taken from text that the model wrote itself",
-        )
     return found | (collected(context, missing, source) if missing else {})
+
+
+def _source_of(statistic: Statistic) -> str:
+    return str(dict(statistic.record.get("corpus") or {}).get("source", "an unknown text"))
 
 
 def cached(context: EditContext, layers: Sequence[int], source: Source) -> dict[int, Statistic]:

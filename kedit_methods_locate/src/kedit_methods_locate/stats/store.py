@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kedit_core.errors import InputError, MethodError
+from kedit_core.files import replacing
 from kedit_methods_locate.stats.statistic import Statistic
 
 FORMAT = 1
@@ -78,14 +77,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) 
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={_META: text})
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with replacing(path) as stream:
+        stream.write(data)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 from rich.padding import Padding
@@ -112,7 +114,9 @@ def _digests(report: DemoReport) -> RenderableType:
 
 def _next_commands(report: DemoReport) -> list[str]:
     patch = shlex.quote(str(report.patch))
+    # in a virtual environment that is not active, only the path of the script works
+    kedit = "kedit" if shutil.which("kedit") else shlex.quote(sys.argv[0])
     return [
-        f"kedit patch show {patch}",
-        f'kedit generate {report.model} --patch {patch} --prompt "{report.case.prompt}"',
+        f"{kedit} patch show {patch}",
+        f'{kedit} generate {report.model} --patch {patch} --prompt "{report.case.prompt}"',
     ]
