@@ -172,10 +172,10 @@ class MethodContract:
         """Weights bit-identical; flags, modes, hooks and random states as they were."""
         editor = self.editor(family)
         self._unusual(editor)
-        torch.set_grad_enabled(False)
-        before = Snapshot(editor.model)
-        self._compute(editor)
-        _same(before, editor, f"after compute_patch of {self.method!r}")
+        with torch.no_grad():
+            before = Snapshot(editor.model)
+            self._compute(editor)
+            _same(before, editor, f"after compute_patch of {self.method!r}")
 
     def test_a_failure_leaves_everything_as_found(self, family: str) -> None:
         """Also when the computation is cut short in the middle."""
