@@ -87,7 +87,7 @@ def measure(out: int, inner: int, dtype: torch.dtype, repeats: int) -> dict[str,
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description="Patch installation against a copy.")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=101)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = [measure(out, inner, dtype, options.repeats) for dtype in DTYPES for out, inner in SIZES]
