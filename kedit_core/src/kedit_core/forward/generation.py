@@ -7,6 +7,7 @@ to exact ties of logits).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -187,7 +188,7 @@ def _choose(logits: Tensor, rows: Sequence[_Row], sampler: TopK | None) -> list[
     return [int(tokens[i, c]) for i, c in enumerate(chosen)]
 
 
-class _Decoder:
+class _Decoder(ABC):
     """One batch on its way: its cache and mask. ``prefill`` and ``step`` give logits ``[rows, vocabulary]``."""
 
     def __init__(self, model: PreTrainedModel, view: ModelView, batch: Batch) -> None:
@@ -196,14 +197,14 @@ class _Decoder:
         self.batch = batch
         self.device = batch.input_ids.device
 
-    def prefill(self) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def prefill(self) -> Tensor: ...
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def step(self, tokens: Sequence[int]) -> Tensor: ...
 
-    def select(self, rows: Tensor) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def select(self, rows: Tensor) -> None: ...
 
     def _last(self, at: Tensor | None, **named: Any) -> Tensor:
         """Logits at one column of each row (the last one when None); the head is run there only."""
