@@ -7,27 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tail_tools import CASES, TEXTS, compare, hooked, problem, setting
 from torch import Tensor, nn
 
 from kedit_core.errors import InputError
 from kedit_core.forward import PromptScope, Site, cells
-from kedit_core.forward.state import first_tensor, with_first
-from kedit_core.testing.tiny import FAMILIES, tiny
+from kedit_core.testing.tiny import tiny
 
-TEXTS = ("The capital of Arvania is Port Lumen", "Mira Taldon was born in the city of Eskel and", "The river")
-
-# families as they come, and the settings in which masks, windows and norms differ
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{family: (family, {}) for family in FAMILIES},
-    "gpt2-eager": ("gpt2", {"attn_implementation": "eager"}),
-    "llama-eager": ("llama", {"attn_implementation": "eager"}),
-    "mistral-window": ("mistral", {"sliding_window": 4}),
-    "gemma2-window": ("gemma2", {"sliding_window": 3}),
-    "gemma3-window": ("gemma3", {"sliding_window": 3}),
-    "gpt_neo-window": ("gpt_neo", {"window_size": 3}),
-    "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False}),
-    "opt-postnorm": ("opt", {"do_layer_norm_before": False}),
-}
 # these take attention scores in float32 whatever the model's dtype
 _ROUGH = ("gptj", "gpt_neo")
 # these take their norms in float32 whatever the model's dtype, which the gradient feels more than the value
@@ -35,65 +21,6 @@ _ROUGH_GRADIENT = (*_ROUGH, "llama", "mistral", "qwen2", "qwen3", "phi3", "gemma
 
 each_case = pytest.mark.parametrize("case", CASES)
 both_paths = pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
-
-
-def setting(make_kit: Any, case: str, dtype: torch.dtype = torch.float32) -> Any:
-    family, over = CASES[case]
-    return make_kit(family, dtype, **over)
-
-
-def problem(kit: Any, side: Any = "right") -> tuple[Any, Tensor, Tensor]:
-    """A batch, where each row is written, and the cells whose logits are wanted."""
-    encoder = kit.view.is_encoder_decoder
-    batch = kit.tools().batch(kit.rows(*TEXTS), side=side, targets=[[5, 6, 7], [8], [9, 10]] if encoder else None)
-    positions = batch.columns([3, 5, 1])
-    if encoder:
-        return batch, positions, torch.tensor([[0, 0], [0, 2], [1, 0], [2, 1], [0, 0]])
-    ends = batch.columns([-1, -1, -1])
-    where = torch.cat([cells([2, 0, 1], ends[[2, 0, 1]]), cells([0, 1, 2], positions), cells([1], [int(ends[1])])])
-    return batch, positions, where
-
-
-def hooked(kit: Any, batch: Any, layer: int, positions: Tensor, where: Tensor, delta: Tensor) -> Tensor:
-    """What every tail must equal: the bare model with a hook of the test's own."""
-
-    def add(_: nn.Module, __: Any, output: Any) -> Any:
-        x = first_tensor(output)
-        folded = x.view(batch.rows, batch.width, -1).clone()
-        for row, column in enumerate(positions.tolist()):
-            folded[row, column] = folded[row, column] + delta[row].to(x.dtype)
-        return with_first(output, folded.view_as(x))
-
-    handle = kit.view.mlp(layer).register_forward_hook(add)
-    try:
-        logits = kit.model(**kit.tools().inputs(batch)).logits
-    finally:
-        handle.remove()
-    return logits[where[:, 0], where[:, 1]]  # type: ignore[no-any-return]
-
-
-def compare(
-    kit: Any,
-    tail: Any,
-    batch: Any,
-    layer: int,
-    positions: Tensor,
-    where: Tensor,
-    tolerance: float,
-    gradient_tolerance: float | None = None,
-) -> None:
-    delta = torch.randn(
-        batch.rows, kit.view.hidden_size, generator=torch.Generator().manual_seed(layer), dtype=kit.model.dtype
-    ).requires_grad_()
-    weights = torch.randn(where.shape[0], kit.view.vocab_size, generator=torch.Generator().manual_seed(9)).to(delta)
-    got, want = tail.logits(delta), hooked(kit, batch, layer, positions, where, delta)
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
-    (got_grad,) = torch.autograd.grad((got * weights).sum(), delta)
-    (want_grad,) = torch.autograd.grad((want * weights).sum(), delta)
-    scale = float(want_grad.abs().max())
-    assert scale > 0
-    bound = gradient_tolerance or tolerance
-    torch.testing.assert_close(got_grad / scale, want_grad / scale, rtol=bound, atol=bound)
 
 
 @each_case

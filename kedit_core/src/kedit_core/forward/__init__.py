@@ -9,10 +9,12 @@ are on a model where prompts end. Every one leaves the model as it was.
 from kedit_core.forward.batch import Batch, Side, buckets, cells, collate, shift_right
 from kedit_core.forward.calls import BlockCalls
 from kedit_core.forward.generation import TopK, end_ids, generate_ids
+from kedit_core.forward.packing import pack, packed_rows
 from kedit_core.forward.run import ForwardTools, Run
 from kedit_core.forward.scope import PromptScope
 from kedit_core.forward.scoring import PairScore, score_pairs
-from kedit_core.forward.sites import AnySite, Injection, ModuleSite, Site
+from kedit_core.forward.sites import AnySite, Injection, ModuleSite, Part, Site
+from kedit_core.forward.span import Span
 from kedit_core.forward.state import evaluating, frozen
 from kedit_core.forward.tail import Tail
 from kedit_core.forward.tokens import Encoded, Pair, TokenBoundary, fill, slot
@@ -27,10 +29,12 @@ __all__ = [
     "ModuleSite",
     "Pair",
     "PairScore",
+    "Part",
     "PromptScope",
     "Run",
     "Side",
     "Site",
+    "Span",
     "Tail",
     "TokenBoundary",
     "TopK",
@@ -42,6 +46,8 @@ __all__ = [
     "fill",
     "frozen",
     "generate_ids",
+    "pack",
+    "packed_rows",
     "score_pairs",
     "shift_right",
     "slot",

@@ -26,6 +26,7 @@ class Batch:
         side: where the padding is.
         decoder_input_ids: ``[batch, target]``, right padded; encoder-decoder models only.
         prompt_ends: ``[batch]`` column of each prompt's last token, or None when the whole row is the prompt.
+        packed: rows hold several texts, told apart by their positions (see :mod:`kedit_core.forward.packing`).
     """
 
     input_ids: Tensor
@@ -35,6 +36,7 @@ class Batch:
     side: Side = "right"
     decoder_input_ids: Tensor | None = None
     prompt_ends: Tensor | None = None
+    packed: bool = False
 
     @property
     def rows(self) -> int:
@@ -82,6 +84,7 @@ class Batch:
             side=self.side,
             decoder_input_ids=None if self.decoder_input_ids is None else function(self.decoder_input_ids),
             prompt_ends=None if self.prompt_ends is None else function(self.prompt_ends),
+            packed=self.packed,
         )
 
 

@@ -15,12 +15,15 @@ from transformers.modeling_outputs import BaseModelOutput
 from kedit_core.errors import InputError
 from kedit_core.forward.batch import Batch, Side, collate, shift_right
 from kedit_core.forward.calls import BlockCalls, record_calls, run_blocks
+from kedit_core.forward.fast_tail import fast_tail
+from kedit_core.forward.packing import can_pack
 from kedit_core.forward.portions import portion, run_portions
 from kedit_core.forward.scope import PromptScope
-from kedit_core.forward.sites import AnySite, Injection, Site, module_at
+from kedit_core.forward.sites import AnySite, Injection, Part, Site, module_at
+from kedit_core.forward.span import Span
 from kedit_core.forward.state import Stop, Taps, evaluating, first_device, injected, picked, with_input
 from kedit_core.forward.state import frozen as frozen_parameters
-from kedit_core.forward.tail import PlainTail, Tail, TailPlan, check_plan, fast_tail
+from kedit_core.forward.tail import PlainTail, Tail, TailPlan, check_plan
 from kedit_core.forward.tokens import TokenBoundary
 
 if TYPE_CHECKING:
@@ -95,6 +98,11 @@ class ForwardTools:
             rows, self.boundary.pad_id, side, self.device, decoder_rows=decoder_rows, prompt_lengths=prompt_lengths
         )
 
+    @property
+    def packs(self) -> bool:
+        """Whether several texts may stand in one row (:func:`pack`) without seeing one another; tried once."""
+        return self.fast and can_pack(self, self._trusted)
+
     def run(
         self,
         batch: Batch,
@@ -167,24 +175,33 @@ class ForwardTools:
         positions: Tensor,
         logits_at: Tensor,
         *,
+        parts: Sequence[Part] = ("mlp",),
+        after: Tensor | None = None,
         capture: Sequence[AnySite] = (),
         at: Tensor | None = None,
     ) -> Tail:
-        """Prepare logits as a function of a vector added to the MLP's output of block ``layer``.
+        """Prepare logits as a function of vectors added to outputs inside block ``layer``.
 
         Args:
             batch: the rows, on the model's device.
             layer: the block.
-            positions: ``[rows]`` column each row's vector is written at.
+            positions: ``[rows]`` column each row's vectors are written at.
             logits_at: ``[n, 2]`` (row, column) cells; columns of ``decoder_input_ids`` for an encoder-decoder.
+            parts: to whose outputs vectors are added, in the order of :meth:`Tail.logits`' delta: ``mlp``, ``mlp_out``,
+                ``attn_out`` or ``block``.
+            after: ``[n]`` for each cell the block after which the residual stream is read and put through the final
+                norm and the head; None for the last, which gives the ordinary logits. Decoder-only models.
             capture: sites to read in the clean pass (``at``: cells of them).
 
         The fast path is compared once with the plain one for every kind of batch; a model whose blocks it does not
         understand, or whose logits differ, gets the plain path, and a line in the log says so.
+
+        Raises:
+            InputError: parts, positions, cells or depths that the model or the batch does not have.
         """
-        module_at(self.view, Site(layer, "mlp"))
         columns, cells = (t.detach().to("cpu", torch.long) for t in (positions, logits_at))
-        plan = TailPlan(batch, layer, columns, cells)
+        depths = None if after is None else after.detach().to("cpu", torch.long)
+        plan = TailPlan(batch, layer, columns, cells, tuple(parts), depths)
         check_plan(self.view, plan)
         # module operations on the stack read whole rows, which the fast path does not give them
         if self.fast and not (self.scope is not None and self.scope.watching):
@@ -193,6 +210,14 @@ class ForwardTools:
                 return tail
         captured = self.run(batch, capture=capture, at=at).activations if capture else {}
         return PlainTail(self, plan, captured)
+
+    def span(self, batch: Batch, first: int, last: int) -> Span:
+        """The blocks ``first`` to ``last`` of one batch, to be read again and again while their weights change.
+
+        Blocks below ``first`` are run once, now. Memory: the residual stream of the batch, and what blocks are called
+        with. Raises InputError for blocks that the model does not have.
+        """
+        return Span(self, batch, first, last, self._trusted)
 
     def record(self, batch: Batch) -> BlockCalls:
         """How the model calls its blocks for this batch, for :meth:`blocks`."""
@@ -225,6 +250,8 @@ class ForwardTools:
             )
         elif takes(self.view.model, "position_ids"):
             named["position_ids"] = batch.position_ids
+        if batch.packed:
+            named["attention_mask"] = None  # with none given, models tell packed texts apart by their positions
         return named
 
     def following(self, batch: Batch) -> AbstractContextManager[Any]:

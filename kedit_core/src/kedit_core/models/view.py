@@ -58,6 +58,10 @@ class ModelView:
         """Width inside of block ``layer``'s MLP: the input of its down-projection."""
         return features(self.mlp_out(layer))[1]
 
+    def attn_size(self, layer: int) -> int:
+        """Input width of block ``layer``'s attention output projection: heads times head size."""
+        return features(self.attn_out(layer))[1]
+
     @property
     def vocab_size(self) -> int:
         """How many logits the head gives; may be more than the tokenizer has tokens."""
@@ -199,6 +203,11 @@ class ModelView:
         """Name of the down-projection's weight in the model, as patches use it."""
         self._in_range(layer)
         return self._weight_name(self.adapter.mlp_out.format(layer))
+
+    def attn_out_weight(self, layer: int) -> str:
+        """Name of the attention output projection's weight in the model, as patches use it."""
+        self._in_range(layer)
+        return self._weight_name(self.adapter.attn_out.format(layer))
 
     def down_weight(self, layer: int) -> Tensor:
         """The down-projection's weight in ``[out, in]`` terms, ``[hidden, inner]``: a view of the parameter, no copy.
