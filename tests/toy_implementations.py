@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor
 
-from kedit_core import EditPatch, LowRankDelta, hookimpl
+from kedit_core import EditPatch, EditRequest, LowRankDelta, hookimpl
 from kedit_core.forward import Site
 from kedit_core.patches import DenseDelta
 
@@ -99,3 +100,53 @@ class UntidyWhenStopped(Nudge):
         rows = context.forward.batch([context.tokens.prompt(request.prompt).ids])
         context.forward.run(rows, logits_at=torch.tensor([[0, 0]]))
         return super().key(context, request, layer)
+
+
+class Droppable(Nudge):
+    """Its deltas stand for the requests one by one, so each can be left out again."""
+
+    @hookimpl
+    def plan(self, context: Any, requests: Any, hparams: Any) -> dict[str, Any]:
+        return {
+            "places": [context.adapter.mlp_out_weight(hparams.layer)],
+            "seconds": 0.5 * len(requests),
+            "memory_bytes": 1000,
+            "patch_bytes": 500 * len(requests),
+            "notes": ["one delta for each fact"],
+        }
+
+    @hookimpl
+    def drop_request(self, context: Any, patch: EditPatch, request_id: str) -> EditPatch | None:
+        kept = [i for i, fact in enumerate(self.facts(patch)) if EditRequest(**fact).id != request_id]
+        return evolve(
+            patch, operations=[patch.operations[i] for i in kept], requests=[self.facts(patch)[i] for i in kept]
+        )
+
+    def facts(self, patch: EditPatch) -> list[Any]:
+        return list(patch.requests)  # type: ignore[arg-type]
+
+
+class DropsNothing(Droppable):
+    @hookimpl
+    def drop_request(self, context: Any, patch: EditPatch, request_id: str) -> EditPatch | None:
+        return patch
+
+
+class DropsByWriting(Droppable):
+    @hookimpl
+    def drop_request(self, context: Any, patch: EditPatch, request_id: str) -> EditPatch | None:
+        context.adapter.mlp_out(context.hparams.layer).weight.data.mul_(1.5)
+        return super().drop_request(context, patch, request_id)
+
+
+class PlansByWriting(Nudge):
+    @hookimpl
+    def plan(self, context: Any, requests: Any, hparams: Any) -> dict[str, Any]:
+        context.adapter.mlp_out(hparams.layer).weight.data.mul_(1.5)
+        return {"seconds": 1.0}
+
+
+class PlansOddly(Nudge):
+    @hookimpl
+    def plan(self, context: Any, requests: Any, hparams: Any) -> dict[str, Any]:
+        return {"place": "somewhere", "seconds": float("nan"), "places": ["model.layers.1.mlp.down_proj.weight"]}

@@ -50,6 +50,11 @@ fails_halfway = info("fails_halfway", "FailsHalfway")
 extending = info("extending", "Nudge", state="extend")
 returns_text = info("returns_text", "ReturnsText")
 untidy_when_stopped = info("untidy_when_stopped", "UntidyWhenStopped")
+droppable = info("droppable", "Droppable")
+drops_nothing = info("drops_nothing", "DropsNothing")
+drops_by_writing = info("drops_by_writing", "DropsByWriting")
+plans_by_writing = info("plans_by_writing", "PlansByWriting")
+plans_oddly = info("plans_oddly", "PlansOddly")
 
 ALL = (
     nudge,
@@ -63,4 +68,9 @@ ALL = (
     extending,
     returns_text,
     untidy_when_stopped,
+    droppable,
+    drops_nothing,
+    drops_by_writing,
+    plans_by_writing,
+    plans_oddly,
 )

@@ -14,14 +14,15 @@ import pytest
 REPO = Path(__file__).parents[2]
 CORE = REPO / "kedit_core" / "src" / "kedit_core"
 ROOMS = (
-    "errors", "files", "contract", "plugins", "requests", "hparams", "models", "forward", "patches", "evaluation",
-    "editing", "cli", "testing",
+    "errors", "extras", "files", "contract", "plugins", "requests", "hparams", "models", "forward", "patches",
+    "evaluation", "editing", "cli", "testing",
 )  # fmt: skip
 FAMILIES = {
     "kedit_methods_locate": REPO / "kedit_methods_locate",
     "kedit_methods_meta": REPO / "kedit_methods_meta",
     "kedit_methods_memory": REPO / "kedit_methods_memory",
     "kedit_factworld": REPO / "plugins" / "kedit-factworld",
+    "kedit_methods_finetune": REPO / "plugins" / "kedit-methods-finetune",
 }
 METHODS = {
     "rome",
@@ -31,6 +32,11 @@ METHODS = {
     "pmet",
     "alphaedit",
     "kn",
+    "ft_l",
+    "ft_m",
+    "ft_bf",
+    "lora",
+    "adalora",
     "grace",
     "mend",
     "serac",
@@ -41,7 +47,9 @@ METHODS = {
 TORCH_FREE = (
     "kedit_core", "kedit_core.errors", "kedit_core.contract", "kedit_core.plugins", "kedit_core.requests",
     "kedit_core.hparams", "kedit_core.models.adapter", "kedit_core.models.builtin", "kedit_core.cli",
-    "kedit_methods_locate.methods", "kedit_methods_locate.hparams", "kedit_methods_locate.commands",
+    "kedit_methods_locate.methods", "kedit_methods_locate.hparams", "kedit_methods_locate.commands.stats",
+    "kedit_methods_locate.commands.locate", "kedit_methods_locate.commands.tune", "kedit_methods_finetune.methods",
+    "kedit_methods_finetune.hparams",
     "kedit_factworld.plugin", "kedit_factworld.demo",
 )  # fmt: skip
 

@@ -335,7 +335,8 @@ def test_without_a_preset_the_depth_decides(package: Path) -> None:
     made = resolve(Settings, SHAPE, presets=PRESETS)
     assert made.hparams.layer == 2 and made.sources["layer"] == "depth"
     assert made.notes == (
-        "no preset for LlamaForCausalLM with 6 layers of width 192: layer=2 in proportion to its depth",
+        "no preset for LlamaForCausalLM with 6 layers of width 192: layer=2 in proportion to its depth; docs/tuning.md "
+        "tells how to find better ones",
     )
     assert resolve(Settings, SHAPE, overrides={"layer": 4}).sources["layer"] == "given"
     assert resolve(Settings, SHAPE, overrides={"layer": 4}).notes == ()  # nothing is left of the guess

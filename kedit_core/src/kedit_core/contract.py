@@ -227,9 +227,19 @@ class HookSpecs:
     def plan(
         self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams
     ) -> Mapping[str, Any] | None:
-        """What compute_patch would do, without doing it: ``places``, ``memory_bytes``, ``seconds``, ``notes``.
+        """What computing the patch of all these requests would take, without computing it; None when it cannot tell.
 
-        Called by ``editor.plan`` and ``kedit edit --plan``, after prepare_requests. None when it cannot tell."""
+        Called once by ``editor.plan`` and ``kedit edit --plan``, after prepare_requests, with all requests; how they
+        are taken, ``context.scenario`` says. A short probe of the model is allowed; weights, flags and hooks stay as
+        they are. Keys, each of which may be left out, and no others:
+
+        - ``places``: list of dotted names, parameters or modules; what only the computation will tell is a remark in
+          brackets, ``"(chosen by attribution)"``.
+        - ``seconds``: for all requests given and all rounds of the scenario; the core multiplies nothing, and adds
+          nothing for evaluation.
+        - ``memory_bytes``: int, the peak beside the model (of one round, when rounds follow one another).
+        - ``patch_bytes``: int, the size of the patch file of all requests.
+        - ``notes``: list of sentences."""
 
     @hookspec(firstresult=True)
     def compute_patch(self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams) -> EditPatch:
@@ -264,7 +274,15 @@ class HookSpecs:
 
     @hookspec(firstresult=True)
     def drop_request(self, context: EditContext, patch: EditPatch, request_id: str) -> EditPatch | None:
-        """A patch without one of its requests, or None when this method cannot. Called by ``host.drop_request``."""
+        """``patch`` as if one of its requests had never been in it; None when this method cannot make that.
+
+        Called by ``editor.drop`` and ``kedit patch drop``, once for each request to drop, with the model on the base of
+        the patch, the patch's parents on it and nothing else, ``context.hparams`` and ``context.seed`` as the patch was
+        made with, and ``context.requests`` all that were in it. ``request_id`` is the ``id`` of one of its requests;
+        equal requests have one id and go together. The result holds the other requests in their order, and stands on
+        the same parents: build it with ``context.new_patch``, or change ``patch`` with ``attrs.evolve``. A patch that
+        was joined from rounds has their states in ``patch.states()``; it is for the method to say whether it can take
+        a request out of it. The model must leave this call exactly as it entered."""
 
 
 def public_hooks() -> tuple[str, ...]:

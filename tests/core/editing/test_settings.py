@@ -27,3 +27,8 @@ def test_overrides_win_over_a_mapping() -> None:
         CATALOGUE, CATALOGUE.method("nudge"), SHAPE, {"strength": 2.0, "layer": 0}, ["layer=1"], None
     )
     assert found is not None and (found.hparams.strength, found.hparams.layer) == (2.0, 1)
+
+
+def test_a_preset_beside_whole_settings_is_refused_and_not_ignored() -> None:
+    with pytest.raises(InputError, match="a whole NudgeHyperParams was given, which leaves nothing to the preset"):
+        resolve_settings(CATALOGUE, CATALOGUE.method("nudge"), SHAPE, toy_methods.NudgeHyperParams(), (), "mine.yaml")

@@ -1,13 +1,14 @@
-"""The conformance kit passes a method that keeps the contract, and says why five others do not."""
+"""The conformance kit passes a method that keeps the contract, and says why others do not."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import toy_methods
 
+from kedit_core import Editor, hookimpl
 from kedit_core.plugins import Catalogue
 from kedit_core.testing import MethodContract
 
@@ -31,6 +32,13 @@ class TestNudgeOne(_Toy):
     """Likewise one that edits one request at a time and needs a subject."""
 
     method = "nudge_one"
+
+
+class TestDroppable(_Toy):
+    """One with the hooks that a method may have: plan and drop_request."""
+
+    method = "droppable"
+    families: ClassVar = ("gpt2",)
 
 
 BROKEN = {
@@ -83,6 +91,39 @@ def test_what_a_failure_leaves_behind_is_seen() -> None:
     Untidy().test_computing_leaves_everything_as_found("llama")
     with pytest.raises(AssertionError, match=r"was stopped by an error .* the hooks of"):
         Untidy().test_a_failure_leaves_everything_as_found("llama")
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "why"),
+    [
+        ("plans_by_writing", "test_a_plan_leaves_everything_as_found", "after plan of .* the weights of"),
+        ("plans_oddly", "test_a_plan_leaves_everything_as_found", "'place' is no key .* seconds is nan"),
+        ("drops_by_writing", "test_dropping_a_request_leaves_everything_as_found", "drop_request of .* the weights of"),
+        ("drops_nothing", "test_dropping_a_request_leaves_everything_as_found", "does not hold the 2 other requests"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_or_a_drop_is_said(name: str, check: str, why: str) -> None:
+    class Wrong(_Toy):
+        method = name
+
+    with pytest.raises(AssertionError, match=why):
+        getattr(Wrong(), check)("llama")
+
+
+def test_a_plan_names_places_of_the_model() -> None:
+    class Elsewhere(_Toy):
+        method = "droppable"
+
+        def editor(self, family: str, dtype: str = "float32", **settings: Any) -> Editor:
+            class Plan:
+                @hookimpl
+                def plan(self) -> dict[str, Any]:
+                    return {"places": ["(chosen by attribution)", "model.layers.1.mlp", "model.layers.9.mlp"]}
+
+            return super().editor(family, dtype, plugins=[Plan()], **settings)
+
+    with pytest.raises(AssertionError, match=r"'model.layers.9.mlp' is no place of the model$"):
+        Elsewhere().test_a_plan_leaves_everything_as_found("llama")
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from itertools import count
@@ -13,6 +12,8 @@ import click
 
 from kedit_core.cli.common import emit, human_bytes, json_option, note, say, show_table
 from kedit_core.cli.model_options import model_options, open_editor, read_requests
+from kedit_core.cli.patch_files import check_patch_output
+from kedit_core.cli.plan import show_plan
 from kedit_core.contract import SCENARIOS
 from kedit_core.errors import InputError
 from kedit_core.requests import EditRequest, check_requests
@@ -116,7 +117,7 @@ def edit(
     _tell_settings(editor)
     if plan:
         details = editor.plan(requests, scenario=mode, batch_size=batch_size)
-        emit(json_to, lambda: details, lambda: _show_plan(details))
+        emit(json_to, lambda: details, lambda: show_plan(details))
         return
     before = editor.answer([request.prompt for request in requests]) if len(requests) == 1 else []
     saver = _CaseSaver(output) if output is not None and many_files else None
@@ -183,10 +184,10 @@ def _check_output(output: Path | None, *, folder: bool) -> None:
         raise InputError(f"-o {output} names a patch file, and mode single writes one per case; give a folder")
     if folder and output.exists() and not output.is_dir():
         raise InputError(f"-o {output} is a file, and mode single writes one patch per case; give a folder")
-    if not folder and output.is_dir():
-        raise InputError(f"-o {output} is a folder; give the name of a file, such as {output / 'patch.safetensors'}")
-    if not output.absolute().parent.is_dir():
+    if folder and not output.absolute().parent.is_dir():
         raise InputError(f"-o {output}: the folder {output.absolute().parent} does not exist; make it first")
+    if not folder:
+        check_patch_output(output)
 
 
 def _tell_settings(editor: Editor) -> None:
@@ -201,28 +202,6 @@ def _after(editor: Editor, result: EditResult) -> list[str]:
         return editor.answer(prompts)
     with editor.applied(result.patch):
         return editor.answer(prompts)
-
-
-def _show_plan(plan: dict[str, Any]) -> None:
-    show_table(("plan", ""), [(key, _short(value)) for key, value in plan.items() if key != "hparams"])
-    say()
-    settings = plan["hparams"]
-    sources = settings.get("sources", {})
-    values = settings.get("values", settings)
-    show_table(
-        ("setting", "value", "from"),
-        [(key, _short(value), str(sources.get(key, ""))) for key, value in values.items()],
-    )
-    say("\nNothing was done.")
-
-
-def _short(value: Any) -> str:
-    """A value on one line."""
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return ", ".join(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(each)}" for key, each in value.items() if each is not None)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _show(

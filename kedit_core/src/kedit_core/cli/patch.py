@@ -1,4 +1,7 @@
-"""``kedit patch``: look at patch files, hold them against a model, and put them on or take them off model folders."""
+"""``kedit patch``: look at patch files, hold them against a model, and put them on or take them off model folders.
+
+``compare`` and ``drop`` have modules of their own.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ import click
 
 from kedit_core.cli.common import emit, human_bytes, json_option, note, progress, say, show_table
 from kedit_core.cli.model_options import roles
-from kedit_core.cli.root import catalogue
+from kedit_core.cli.patch_compare import compare
+from kedit_core.cli.patch_drop import drop
+from kedit_core.cli.patch_files import FOLDER, PATCH_FILE, model_folder
 
 if TYPE_CHECKING:
     from kedit_core.patches.disk import FolderChange, TensorCheck
     from kedit_core.patches.format import EditPatch
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
 _SHOWN = 20
 _ID = re.compile(r"[0-9a-f]{8,64}")
 _id_option = click.option(
@@ -27,11 +30,15 @@ _id_option = click.option(
 
 @click.group()
 def patch() -> None:
-    """Show, verify, apply and revert patch files."""
+    """Show, verify, compare, apply and revert patch files."""
+
+
+patch.add_command(compare)
+patch.add_command(drop)
 
 
 @patch.command(short_help="Tell what a patch says and changes.")
-@click.argument("file", metavar="PATCH", type=_FILE)
+@click.argument("file", metavar="PATCH", type=PATCH_FILE)
 @json_option
 def show(file: Path, json_to: str | None) -> None:
     """Tell what a patch says: its facts, what it changes and how much, and what it was made for."""
@@ -43,7 +50,7 @@ def show(file: Path, json_to: str | None) -> None:
 
 
 @patch.command(short_help="Check a patch file, and whether it fits a model.")
-@click.argument("file", metavar="PATCH", type=_FILE)
+@click.argument("file", metavar="PATCH", type=PATCH_FILE)
 @click.option(
     "--base", "model", metavar="MODEL", help="Also hold it against this model's weights (streamed, not loaded)."
 )
@@ -65,7 +72,7 @@ def verify(ctx: click.Context, file: Path, model: str | None, wanted: str | None
         result |= {"id": loaded.id, "whole": True}
         result["problem"] = _other_id(loaded, file, wanted)
         if model is not None and result["problem"] is None:
-            result["base"] = _compare(ctx, loaded, model)
+            result["base"] = _against(ctx, loaded, model)
     except PatchFormatError as error:
         result["problem"] = str(error)
     passed = result["problem"] is None and (result["base"] is None or result["base"]["fits"])
@@ -77,10 +84,8 @@ def verify(ctx: click.Context, file: Path, model: str | None, wanted: str | None
 
 @patch.command(short_help="Write a model folder with a patch in its weights.")
 @click.argument("base", metavar="MODEL")
-@click.argument("file", metavar="PATCH", type=_FILE)
-@click.option(
-    "-o", "--output", required=True, type=_FOLDER, help="Folder to write; MODEL itself is never written into."
-)
+@click.argument("file", metavar="PATCH", type=PATCH_FILE)
+@click.option("-o", "--output", required=True, type=FOLDER, help="Folder to write; MODEL itself is never written into.")
 @_id_option
 @click.option("--force", is_flag=True, help="Apply although the weights are not those it was made for.")
 @click.option("--with", "given", multiple=True, metavar="ROLE=PATH", help="What the patch needs beside itself.")
@@ -111,7 +116,7 @@ def apply(
     if (problem := _other_id(loaded, file, wanted)) is not None:
         raise KeditError(problem)
     change = apply_to_folder(
-        _folder(ctx, base),
+        model_folder(ctx, base),
         loaded,
         output,
         force=force,
@@ -127,8 +132,8 @@ def apply(
 
 
 @patch.command(short_help="Take patches off a model folder.")
-@click.argument("folder", metavar="FOLDER", type=_FOLDER)
-@click.option("-o", "--output", required=True, type=_FOLDER, help="Folder to write; may be FOLDER.")
+@click.argument("folder", metavar="FOLDER", type=FOLDER)
+@click.option("-o", "--output", required=True, type=FOLDER, help="Folder to write; may be FOLDER.")
 @click.option("--patch", "patch_id", metavar="ID", help="Take off only this one (its id or the beginning of it).")
 @click.option("--overwrite", is_flag=True, help="Replace an edited folder that is there already.")
 @json_option
@@ -156,21 +161,14 @@ def _other_id(loaded: EditPatch, file: Path, wanted: str | None) -> str | None:
     return f"{file} is patch {loaded.id} and not {wanted.lower()}; get the file again from whom you have the id"
 
 
-def _folder(ctx: click.Context, model: str) -> Path:
-    from kedit_core.editing.sources import resolve_folder
-    from kedit_core.plugins import Host
-
-    return resolve_folder(model, Host(catalogue(ctx)))
-
-
-def _compare(ctx: click.Context, loaded: EditPatch, model: str) -> dict[str, Any]:
+def _against(ctx: click.Context, loaded: EditPatch, model: str) -> dict[str, Any]:
     from kedit_core.errors import BaseMismatchError
     from kedit_core.patches.disk import FolderBase
 
     checks: list[TensorCheck] = []
     problem = None
     try:
-        base = FolderBase.open(_folder(ctx, model), loaded.base.architecture)
+        base = FolderBase.open(model_folder(ctx, model), loaded.base.architecture)
         with progress("comparing", total=len(loaded.base.tensors)) as step:
             for check in base.compare(loaded.base):
                 checks.append(check)

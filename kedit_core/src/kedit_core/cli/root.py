@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, Builtin] = {
     "edit": Builtin("kedit_core.cli.edit:edit", "Edit facts in a model and save the patch."),
     "generate": Builtin("kedit_core.cli.generate:generate", "Complete a prompt, with patches or without."),
     "evaluate": Builtin("kedit_core.cli.evaluate:evaluate", "Measure what patches change in a model."),
-    "patch": Builtin("kedit_core.cli.patch:patch", "Show, verify, apply and revert patch files."),
+    "patch": Builtin("kedit_core.cli.patch:patch", "Show, verify, compare, apply and revert patch files."),
     "methods": Builtin("kedit_core.cli.listing:methods", "List the editing methods that are installed."),
     "models": Builtin("kedit_core.cli.listing:models", "List registered models and architectures."),
     "plugins": Builtin("kedit_core.cli.listing:plugins", "List what is plugged in, and by whom."),

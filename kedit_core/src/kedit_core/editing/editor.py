@@ -14,9 +14,10 @@ from kedit_core.contract import WAYS, Installed, MethodInfo, Scenario, Way
 from kedit_core.editing import progress as _progress
 from kedit_core.editing.base import BaseReading
 from kedit_core.editing.cache import cache_folder
-from kedit_core.editing.context import EditContext, seeded
+from kedit_core.editing.context import EditContext, EditWarning, seeded
 from kedit_core.editing.core_plugin import CorePlugin
-from kedit_core.editing.guard import left_as_found
+from kedit_core.editing.dropping import base_name, drop, settings_of
+from kedit_core.editing.planning import what_it_takes
 from kedit_core.editing.result import EditResult
 from kedit_core.editing.rounds import compute_round, run_cases, run_rounds, settle, take_off, undone_on_failure
 from kedit_core.editing.scenarios import Round, as_requests, cases, choose_scenario, rounds
@@ -147,6 +148,28 @@ class Editor:
             **settings,
         )
 
+    @classmethod
+    def for_patch(
+        cls, patch: EditPatch, model: str | Path | None = None, *, catalogue: Catalogue | None = None, **settings: Any
+    ) -> Editor:
+        """An Editor like the one that made a patch: its method, settings (whole) and seed, on its base.
+
+        Args:
+            model: by default what the patch names as its base; ``settings`` are those of :meth:`from_pretrained`.
+
+        Raises:
+            InputError: the patch does not name its base, and no model is given.
+            UnknownNameError, HyperParamsError: its method is not installed, or has no such settings any more.
+        """
+        catalogue = catalogue or Catalogue.installed()
+        hparams = settings_of(patch, catalogue)
+        if model is None:
+            model = base_name(patch)
+            settings = {"revision": patch.base.revision, **settings}
+        return cls.from_pretrained(
+            model, patch.method.name, hparams, seed=patch.seed or 0, catalogue=catalogue, **settings
+        )
+
     # ------------------------------------------------------------------ editing
     def edit(
         self,
@@ -226,7 +249,12 @@ class Editor:
     def plan(
         self, requests: EditRequest | Sequence[EditRequest], *, scenario: str | None = None, batch_size: int = 1
     ) -> dict[str, Any]:
-        """What :meth:`edit` would do, without doing it: JSON-able."""
+        """What :meth:`edit` would do and take, without doing it: JSON-able.
+
+        Beside what is said in words of their own: from the method ``places``, ``seconds`` (without the evaluation),
+        ``memory_bytes`` (beside the model's), ``patch_bytes``, each None where it does not tell, and ``notes``; from
+        the core ``model_bytes``, the ``device`` and ``available_bytes`` there, and whether the edit ``fits``.
+        """
         method = self._method()
         given = as_requests(requests, "plan")
         chosen = choose_scenario(scenario, method)
@@ -234,21 +262,53 @@ class Editor:
         prepared = tuple(self.host.prepare_requests(context, given))
         groups = cases(prepared) if chosen == "single" else [prepared]
         calls = [call for group in groups for call in rounds(group, chosen, batch_size, method)]
+        context.requests = prepared
         settings = cast(Resolved[Any], self.settings)
-        with left_as_found(self.model, f"method {method.name!r} (plan)"):
-            details = self.host.plan(context, prepared, settings.hparams) or {}
         return {
-            "model": describe_model(self.model, self.adapter, self.name),
+            "model": describe_model(self.model, self.adapter, self.name, self.revision),
             "method": method.name,
             "scenario": chosen,
             "requests": len(prepared),
             "rounds": len(calls),
-            "hparams": settings.to_dict(),
             "operations": sorted(method.operations),
-            **details,
+            **what_it_takes(context, settings.hparams),
+            "hparams": settings.to_dict(),
         }
 
     # ------------------------------------------------------------------ patches
+    def drop(
+        self,
+        patch: EditPatch,
+        case_id: str,
+        *,
+        allow_unverified: bool = False,
+        on_warning: Callable[[EditWarning], None] | None = None,
+    ) -> EditPatch:
+        """The patch as if one of its facts had never been in it; a new patch, on no model yet.
+
+        The Editor must be of the method, the settings and the seed that made the patch (:meth:`for_patch`), and the
+        patch's parents must be on the model. It is computed with these alone on the model: whatever else is on it, the
+        patch itself too, is set aside meanwhile, and all is as it was afterwards.
+
+        Args:
+            case_id: all requests of this case; or ``#3``, the third request (``3`` will do when no request has a case
+                id); or the id of a request.
+            allow_unverified: also for weights that cannot be verified (quantised).
+            on_warning: called with what the user should know of the new patch.
+
+        Raises:
+            InputError: no such request, nothing would remain, the facts are private, another method, settings or seed,
+                or a method that cannot.
+            BaseMismatchError, StackOrderError: another base; parents that are not on the model.
+            MethodError: the method could not take it out.
+        """
+        context = self.context(way=self.way)
+        dropped = drop(context, patch, case_id, allow_unverified)
+        if on_warning is not None:
+            for warning in context.warnings:
+                on_warning(warning)
+        return dropped
+
     def apply(
         self,
         patch: EditPatch,

@@ -28,7 +28,7 @@ def compute_round(context: EditContext, requests: Round) -> EditPatch:
     """
     method, hparams = _chosen(context)
     context.generator = seeded(context.seed)
-    with _own_settings(context), left_as_found(context.model, f"method {method.name!r}"):
+    with own_settings(context), left_as_found(context.model, f"method {method.name!r}"):
         patch = context.host.compute_patch(context, requests, hparams)
     if not isinstance(patch, EditPatch):
         distribution = context.method_distribution or "(unknown distribution)"
@@ -128,7 +128,7 @@ def undone_on_failure(stack: PatchStack) -> Iterator[None]:
 
 
 @contextmanager
-def _own_settings(context: EditContext) -> Iterator[None]:
+def own_settings(context: EditContext) -> Iterator[None]:
     """The same edit whatever the caller's surroundings: no autocast, and no inference_mode (it takes no gradients)."""
     with ExitStack() as settings:
         for kind in {parameter.device.type for parameter in context.model.parameters()}:

@@ -41,6 +41,11 @@ def resolve_settings(
                 f"method {method.name!r} takes {cls.__name__}, and got {type(hparams).__name__}; give settings of the "
                 "right class, a mapping or a file"
             )
+        if preset is not None:
+            raise InputError(
+                f"a whole {cls.__name__} was given, which leaves nothing to the preset {preset}; give a mapping of the "
+                "settings that differ from it, or leave the preset out"
+            )
         return resolve(cls, overrides={**hparams.to_dict(), **_mapping(overrides)})
     if not isinstance(hparams, Mapping | str | Path | None):
         raise InputError(

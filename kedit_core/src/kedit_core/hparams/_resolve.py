@@ -105,7 +105,8 @@ def resolve(
         if made is not None:
             if shape is not None and (guessed := {n: v for n, v in values.items() if sources[n] == _DEPTH}):
                 listed = ", ".join(f"{name}={value}" for name, value in guessed.items())
-                notes.append(_Note(f"no preset for {shape}: {listed} in proportion to its depth"))
+                guess = f"no preset for {shape}: {listed} in proportion to its depth"
+                notes.append(_Note(f"{guess}; docs/tuning.md tells how to find better ones"))
             return Resolved(
                 hparams=made,
                 sources=sources,

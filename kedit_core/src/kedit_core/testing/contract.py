@@ -27,6 +27,7 @@ from attrs import evolve
 
 from kedit_core.contract import Scenario
 from kedit_core.editing import Editor
+from kedit_core.editing.planning import plan_faults
 from kedit_core.errors import BaseMismatchError, HyperParamsError, MethodError, RequestError
 from kedit_core.patches import EditPatch, PrivateRequests
 from kedit_core.plugins import Catalogue
@@ -125,6 +126,12 @@ class MethodContract:
         context.requests = editor.host.prepare_requests(context, self.requests()[:1])
         if context.hparams is not None:
             editor.host.compute_patch(context, context.requests, context.hparams)
+
+    def _drop_unguarded(self, editor: Editor, patch: EditPatch) -> None:
+        """The method's own drop_request, without the Editor putting back what it leaves behind."""
+        context = editor.context()
+        context.requests = editor.host.prepare_requests(context, self.requests())
+        editor.host.drop_request(context, patch, context.requests[1].id)
 
     def _unusual(self, editor: Editor) -> None:
         """Bring the model into a state nobody thinks of, so that putting back a constant is not enough."""
@@ -292,6 +299,53 @@ class MethodContract:
         editor.restore()
         _same(before, editor, f"after {scenario} and restore()")
 
+    def test_a_plan_leaves_everything_as_found(self, family: str) -> None:
+        """A plan costs nothing but time, and says only what a plan can say (see docs/hooks.md)."""
+        editor = self.editor(family)
+        if not _implements(editor, "plan"):
+            pytest.skip("the method has no hook plan")
+        self._unusual(editor)
+        context, before = editor.context(), Snapshot(editor.model)
+        context.requests = editor.host.prepare_requests(context, self.requests())
+        told = editor.host.plan(context, context.requests, context.hparams) if context.hparams is not None else None
+        _same(before, editor, f"after plan of {self.method!r}")
+        faults = plan_faults(told or {})
+        places = {*dict(editor.model.named_parameters()), *dict(editor.model.named_modules())}
+        if not faults:
+            named = (told or {}).get("places") or ()
+            faults = [f"{each!r} is no place of the model" for each in named if each[:1] != "(" and each not in places]
+        assert not faults, f"method {self.method!r} plans wrongly: {'; '.join(faults)}"
+
+    def test_dropping_a_request_leaves_everything_as_found(self, family: str) -> None:
+        """A patch without one of its facts is like any other: it holds the rest, goes on and comes off."""
+        editor = self.editor(family)
+        if not _implements(editor, "drop_request"):
+            pytest.skip("the method has no hook drop_request")
+        requests = self.requests()
+        patch = editor.edit(requests, evaluate=False).patch
+        editor.restore()
+        self._unusual(editor)
+        before = Snapshot(editor.model)
+        self._drop_unguarded(editor, patch)
+        _same(before, editor, f"after drop_request of {self.method!r}")
+        editor = self.editor(family)
+        before, logits = Snapshot(editor.model), _logits(editor)
+        try:
+            made = editor.drop(patch, "#2")
+        except MethodError as error:
+            raise AssertionError(f"method {self.method!r} failed its Editor's checks: {error}") from error
+        assert [fact["prompt"] for fact in _facts(made)] == [
+            requests[0].prompt,
+            *[each.prompt for each in requests[2:]],
+        ]
+        assert made.id == editor.drop(patch, "#2").id, (
+            f"method {self.method!r} dropped the same request twice and made two different patches"
+        )
+        editor.apply(made)
+        assert not torch.equal(_logits(editor), logits), f"what is left of the patch of {self.method!r} changes nothing"
+        editor.remove(made)
+        _same(before, editor, f"after removing what is left of the patch of {self.method!r}")
+
     def test_bad_requests_are_refused_before_any_work(self, family: str) -> None:
         """An empty target, or a missing subject where one is needed, stops the edit with the model untouched."""
         editor = self.editor(family)
@@ -313,6 +367,10 @@ class MethodContract:
         editor.edit(self.requests()[:1], scenario=None, evaluate=False)
         printed = capfd.readouterr().out
         assert printed == "", f"method {self.method!r} writes to stdout: {printed[:200]!r}"
+
+
+def _implements(editor: Editor, hook: str) -> bool:
+    return any(not each.wrapper for each in getattr(editor.host.hook, hook).get_hookimpls())
 
 
 def _facts(patch: EditPatch) -> list[Mapping[str, Any]]:
