@@ -94,7 +94,7 @@ def test_what_is_refused(wrong: dict[str, object]) -> None:
 def test_describing_and_helping_import_no_torch() -> None:
     code = (
         "import kedit_methods_locate.methods, kedit_methods_locate.hparams\n"
-        "from kedit_methods_locate.commands import stats\n"
+        "from kedit_methods_locate.commands.stats import stats\n"
         "from click.testing import CliRunner\n"
         "print(CliRunner().invoke(stats, ['--help']).output)"
     )

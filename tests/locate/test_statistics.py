@@ -130,6 +130,7 @@ def test_one_pass_for_all_layers_is_the_same_as_one_each() -> None:
 
 def test_the_pass_stops_after_the_deepest_layer() -> None:
     tools = tools_of("llama")
+    assert tools.packs  # asked once, with two runs of its own
     reached: list[int] = []
     hooks = [tools.view.block(i).register_forward_pre_hook(lambda m, a, i=i: reached.append(i)) for i in range(3)]
     collect(tools, [0, 1], rows_of(tools))

@@ -19,7 +19,7 @@ from kedit_core import Editor, hookimpl
 from kedit_core.contract import DatasetInfo
 from kedit_core.errors import BaseMismatchError, InputError, KeditError, MethodError
 from kedit_core.testing.tiny import tiny
-from kedit_methods_locate.commands import parse_layers, stats
+from kedit_methods_locate.commands.stats import parse_layers, stats
 from kedit_methods_locate.hparams import RomeHyperParams
 from kedit_methods_locate.stats import (
     Partial,
@@ -261,6 +261,7 @@ def test_an_interrupted_collection_is_taken_up(tmp_path: Path, monkeypatch: pyte
     source = Source(corpus=TextCorpus(TEXT))
     wanted = collected(context_of(editor(tmp_path / "a")), [0, 1], source)
     made = editor(tmp_path / "b")
+    assert made.forward.packs  # asked once, with two runs of its own
     run, calls = type(made.forward).run, []
 
     def failing(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -281,7 +282,7 @@ def test_an_interrupted_collection_is_taken_up(tmp_path: Path, monkeypatch: pyte
     assert len(calls) - before < 4, "two of the four chunks were done already"
     assert not left[0].exists()
     for layer in (0, 1):
-        torch.testing.assert_close(found[layer].sum, wanted[layer].sum, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found[layer].sum, wanted[layer].sum, rtol=1e-5, atol=1e-5)
         assert found[layer].count == wanted[layer].count
 
 
@@ -393,7 +394,8 @@ def test_the_plan_says_where_the_statistic_will_come_from(tmp_path: Path) -> Non
     plan = made.plan(PARIS)
     assert plan["places"] == ["transformer.h.1.mlp.c_proj.weight"]
     assert plan["memory_bytes"] > 24 * 80**2
-    assert plan["notes"] == ["statistic of layer 1: to be collected from dataset:world (60 documents)"]
+    assert plan["seconds"] > 0
+    assert plan["notes"][0] == "statistic of layer 1: to be collected from dataset:world (60 documents)"
     assert not (tmp_path / "cache").exists()
     find(made)
     assert "at hand" in made.plan(PARIS)["notes"][0]

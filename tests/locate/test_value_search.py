@@ -17,10 +17,12 @@ from kedit_core.models import AdapterRegistry
 from kedit_core.models.builtin import plugin
 from kedit_core.testing.tiny import FAMILIES, tiny
 from kedit_methods_locate import value
+from kedit_methods_locate.descent import RowAdam
+from kedit_methods_locate.grouping import grouped
 from kedit_methods_locate.hparams import RomeHyperParams
 from kedit_methods_locate.problem import Problem
 from kedit_methods_locate.rows import Rewrite, rewrite
-from kedit_methods_locate.value import RowAdam, Values, grouped, search
+from kedit_methods_locate.value import Values, search
 
 REQUESTS = (PARIS, MIRA, OREN, evolve(PARIS, prompt="France", target_new="Eskel"))
 # these round to float32 in their attention whatever the model's dtype
@@ -62,7 +64,7 @@ def test_batched_equals_one_by_one(family: str) -> None:
     for i, alone in enumerate(one_by_one(tools, rewrites, settings())):
         same(together.delta[i], alone.delta[0])
         same(together.clean.keys[i], alone.clean.keys[0])
-        same(together.clean.outputs[i], alone.clean.outputs[0])
+        same(together.clean.output[i], alone.clean.output[0])
         assert together.traces[i] == pytest.approx(alone.traces[0], rel=1e-8)
         assert float(together.loss[i]) == pytest.approx(float(alone.loss[0]), rel=1e-8)
 
@@ -93,6 +95,21 @@ def test_groups_that_fit_the_memory_change_nothing() -> None:
     same(search(tools, rewrites, 1, settings(), memory_budget=1).delta, search(tools, rewrites, 1, settings()).delta)
     by_length = [rewrites[i].rows[0].ids for i in grouped(tools.view, rewrites, 1, 1)[0]]
     assert len(by_length) == 1
+
+
+def test_large_groups_end_where_tails_get_longer() -> None:
+    """Every row costs as much as the longest of its group."""
+    tools = tools_of("llama")
+    short, long = rows_of(tools, [PARIS, OREN])
+    mixed = [long, short] * 20
+    groups = grouped(tools.view, mixed, 1, None)
+    assert [len(group) for group in groups] == [20, 20]
+    assert {i % 2 for i in groups[0]} == {1}
+    assert {i % 2 for i in groups[1]} == {0}
+    assert [len(group) for group in grouped(tools.view, [long, short] * 7 + [long], 1, None)] == [15]
+    hparams = settings(v_num_grad_steps=3)
+    found, alone = search(tools, mixed, 1, hparams), search(tools, [long, short], 1, hparams)
+    same(found.delta, alone.delta.repeat(20, 1))
 
 
 # ------------------------------------------------------------------ speed-ups 1 to 5: equal to the plain path
@@ -195,7 +212,7 @@ def test_encoder_decoders_are_asked_by_their_decoder() -> None:
     tools = tools_of("t5")
     (found,) = rows_of(tools, [PARIS])
     problem = Problem(tools, [found], 1, settings(kl_factor=1.0))
-    losses = problem.losses(torch.zeros(1, 32, dtype=torch.float64))
+    losses = problem.losses(torch.zeros(1, 1, 32, dtype=torch.float64))
     labels = torch.tensor([found.target])
     with torch.no_grad():
         wanted = [float(tools.model(input_ids=torch.tensor([row.ids]), labels=labels).loss) for row in found.rows]

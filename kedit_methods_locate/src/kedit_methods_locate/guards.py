@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from kedit_core.editing import EditContext
 from kedit_core.requests import EditRequest
-from kedit_methods_locate.hparams import RomeHyperParams
+from kedit_methods_locate.factors import Solution
+from kedit_methods_locate.hparams import LocateHyperParams
 from kedit_methods_locate.keys import average
+from kedit_methods_locate.nullspace import NullSpace
+from kedit_methods_locate.rows import Rewrite
+from kedit_methods_locate.spreading import Turn
 from kedit_methods_locate.stats import Statistic
 from kedit_methods_locate.update import RankOne
 from kedit_methods_locate.value import Values
 
 _REACHED = 0.5  # probability of the target, per token
 _ASYMMETRIC = 0.1  # of the averaged key's cosine
+_SHARE = 0.1  # of what a fact asks of a layer
 _LARGE = 1.0  # of the layer's own output
 
 
-def target_reached(context: EditContext, request: EditRequest, hparams: RomeHyperParams, values: Values) -> None:
-    """Warn ``target_not_reached`` when the value search ended with the target still unlikely."""
-    probability = float(values.probability[0])
+def target_reached(
+    context: EditContext, request: EditRequest, hparams: LocateHyperParams, values: Values, number: int = 0
+) -> None:
+    """Warn ``target_not_reached`` when the value search of request ``number`` ended with the target still unlikely."""
+    probability = float(values.probability[number])
     if probability < _REACHED:
         knob = "v_lr" if hparams.clamp_norm_factor is None else "clamp_norm_factor"
         context.warn(
@@ -51,7 +61,7 @@ def reach(
     if statistic is None:
         return
     moved = update.norm * statistic.spread(update.right)
-    relative = moved / float(values.clean.outputs[0].double().norm(dim=-1).mean())
+    relative = moved / float(values.clean.output[0].double().norm(dim=-1).mean())
     if relative > _LARGE:
         context.warn(
             "large_update",
@@ -60,3 +70,67 @@ def reach(
             f"the update for {request.prompt!r} moves the layer's output on ordinary text by {relative:.2g} times its "
             "size at the subject",
         )
+
+
+def solved(context: EditContext, layer: int, solution: Solution) -> None:
+    """Warn ``inaccurate_solve`` when no way of solving a layer's equations came within the tolerance."""
+    if not solution.accurate:
+        context.warn(
+            "inaccurate_solve",
+            solution.residual,
+            "set mom2_ridge (1e-4, say), or give a larger corpus (--corpus)",
+            f"the update of layer {layer} solves its equations only to {solution.residual:.1e}",
+        )
+
+
+def written_share(context: EditContext, layer: int, solution: Solution, remedy: str, *, least: float = _SHARE) -> None:
+    """Warn ``little_is_written`` when a lone fact would get less than ``least`` of what it asks of a layer."""
+    share = float(solution.share.median())
+    if share < least:
+        context.warn(
+            "little_is_written",
+            share,
+            remedy,
+            f"at layer {layer} a fact gets {share:.2g} of what it asks for (median); the rest is held by what must "
+            "be left alone",
+        )
+
+
+def null_space(context: EditContext, layer: int, space: NullSpace) -> None:
+    """Warn ``unusual_null_space`` when too few directions are left to write in, or too few are protected."""
+    if space.unusual:
+        many = space.share > 0.5
+        context.warn(
+            "unusual_null_space",
+            space.share,
+            "lower nullspace_energy (or nullspace_threshold)" if many else "raise nullspace_energy (or the threshold)",
+            f"{space.rank} of {space.width} directions of layer {layer} may be written in, so "
+            + ("hardly any is protected" if many else "edits have little room"),
+        )
+
+
+def update_sizes(context: EditContext, turns: Sequence[Turn]) -> None:
+    """Warn ``large_update`` when what is added to a weight is larger than the weight."""
+    for turn in turns:
+        if turn.relative_norm > _LARGE:
+            context.warn(
+                "large_update",
+                turn.relative_norm,
+                "raise mom2_update_weight or l2, set mom2_ridge, lower clamp_norm_factor, or choose other layers",
+                f"the update of layer {turn.layer} is {turn.relative_norm:.2g} times the size of its weight",
+            )
+
+
+def record(rows: Rewrite, values: Values, number: int) -> dict[str, Any]:
+    """What a reader of a batch's patch may want to know of one fact; numbers only, all from the computation."""
+    moved = {
+        part: float(delta[number].norm() / values.clean.value_of(part)[number].to(delta).norm())
+        for part, delta in values.deltas.items()
+    }
+    return {
+        "token": rows.rows[0].index,
+        "loss": float(values.loss[number]),
+        "probability": float(values.probability[number]),
+        "steps": len(values.traces[number]) - 1,
+        "relative_norm": moved,
+    }

@@ -21,16 +21,14 @@ from kedit_core.editing import EditContext
 from kedit_core.errors import InputError
 from kedit_core.patches import EditPatch, LowRankDelta
 from kedit_core.requests import EditRequest
-from kedit_methods_locate import guards
+from kedit_methods_locate import guards, planning
 from kedit_methods_locate.hparams import RomeHyperParams, RRomeHyperParams
 from kedit_methods_locate.keys import average
 from kedit_methods_locate.rows import Rewrite, rewrite
-from kedit_methods_locate.stats import statistics_for, whereabouts
-from kedit_methods_locate.templates import BARE, context_templates
+from kedit_methods_locate.stats import statistics_for
+from kedit_methods_locate.templates import context_templates
 from kedit_methods_locate.update import RankOne, direction, rank_one
-from kedit_methods_locate.value import Values, bytes_needed, search
-
-_STATISTIC = 24  # bytes for each element of the statistic: the sum, C and its factor
+from kedit_methods_locate.value import Values, search
 
 
 @frozen(eq=False)
@@ -52,7 +50,7 @@ def averaged_pieces(values: Values) -> Pieces:
     """R-ROME: the averaged key in both places, and the residual from the averaged output."""
     key = average(values.clean.keys)[0]
     wanted = values.clean.value[0].to(values.delta) + values.delta[0]
-    return Pieces(key, key, wanted - average(values.clean.outputs)[0].to(values.delta))
+    return Pieces(key, key, wanted - average(values.clean.output)[0].to(values.delta))
 
 
 def prompt_pieces(values: Values) -> Pieces:
@@ -79,13 +77,14 @@ class Rome:
         place = context.adapter.mlp_out_weight(layer)
         templates = context_templates(context, hparams)
         statistic = statistics_for(context, [layer], hparams)[layer] if hparams.mom2_adjustment else None
-        factor = statistic.factorised(hparams.mom2_ridge) if statistic else None
+        device = context.stack.base(place).device
+        factor = statistic.factorised(hparams.mom2_ridge, device=device, cache=context.cache) if statistic else None
         deltas: list[LowRankDelta] = []
         records: list[dict[str, Any]] = []
         with context.provisional() as writer:
             for number, request in enumerate(requests):
                 rows = rewrite(context.tokens, request, templates, hparams.fact_token)
-                values = search(context.forward, [rows], layer, hparams, memory_budget=context.memory_budget)
+                values = _values(context, [rows], hparams)
                 pieces = self.pieces(values, hparams)
                 towards = direction(pieces.towards, factor.solve if factor else None)
                 update = rank_one(pieces.residual, pieces.key, towards)
@@ -109,15 +108,9 @@ class Rome:
     ) -> Mapping[str, Any]:
         """The weight that will change, the memory beside the model, and where the statistic will come from."""
         layer = _layer(context, hparams)
-        width = context.adapter.mlp_size(layer)
-        templates = hparams.context_templates or (BARE,) * (1 + sum(count for _, count in hparams.context_lengths))
-        rows = [rewrite(context.tokens, request, templates, hparams.fact_token) for request in requests]
-        statistic = whereabouts(context, layer, hparams) if hparams.mom2_adjustment else "not used (identity)"
-        return {
-            "places": [context.adapter.mlp_out_weight(layer)],
-            "memory_bytes": max(bytes_needed(context.adapter, each, layer) for each in rows) + _STATISTIC * width**2,
-            "notes": [f"statistic of layer {layer}: {statistic}"],
-        }
+        needed = planning.search_plan(context, requests, hparams, layer, {"mlp_out": (layer,)}, _values)
+        size = 4 * len(requests) * (context.adapter.mlp_size(layer) + context.adapter.hidden_size)
+        return {"places": [context.adapter.mlp_out_weight(layer)], "patch_bytes": size, **needed}
 
     def pieces(self, values: Values, hparams: RomeHyperParams) -> Pieces:
         """What this variant makes its update from."""
@@ -131,6 +124,10 @@ class RRome(Rome):
         """Averaged keys, or bare ones when the settings say so."""
         bare = isinstance(hparams, RRomeHyperParams) and hparams.variant == "p_rome"
         return prompt_pieces(values) if bare else averaged_pieces(values)
+
+
+def _values(context: EditContext, rows: Sequence[Rewrite], hparams: RomeHyperParams) -> Values:
+    return search(context.forward, rows, hparams.layer, hparams, memory_budget=context.memory_budget)
 
 
 def _layer(context: EditContext, hparams: RomeHyperParams) -> int:

@@ -18,7 +18,7 @@ import torch
 
 from kedit_core.editing import EditContext
 from kedit_core.forward import TopK, generate_ids
-from kedit_methods_locate.hparams import RomeHyperParams
+from kedit_methods_locate.hparams import ContextHyperParams
 
 BARE = "{}"
 TOP_K = 5
@@ -56,7 +56,7 @@ def clean(text: str) -> str:
     return re.sub(r"[{}]", " ", unicodedata.normalize("NFKD", text).replace("\n\n", " "))
 
 
-def context_templates(context: EditContext, hparams: RomeHyperParams) -> tuple[str, ...]:
+def context_templates(context: EditContext, hparams: ContextHyperParams) -> tuple[str, ...]:
     """The templates of this edit, bare one first: given as data, or sampled once per Editor from the unedited model.
 
     The samples depend on the model, the tokenizer, the seed and the settings only, not on how many edits came before:

@@ -19,7 +19,7 @@ import attrs
 
 from kedit_core import Editor
 from kedit_factworld.files import MODELS, PREFIX, STATISTICS, data_folder
-from kedit_methods_locate.commands import stats
+from kedit_methods_locate.commands.stats import stats
 from kedit_methods_locate.stats import load_statistics, save_statistics
 
 METHODS = ("rome", "r_rome")

@@ -11,7 +11,8 @@ from kedit_core.cli.common import emit, human_bytes, json_option, note, progress
 from kedit_core.errors import InputError
 
 if TYPE_CHECKING:
-    from kedit_core.editing import EditContext
+    from kedit_core.editing import EditContext, EditWarning
+    from kedit_methods_locate.hparams.spread import Projection
     from kedit_methods_locate.stats import Source, Statistic
 
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--max-len", type=click.IntRange(min=2), help="Tokens of a document that are read.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the choice of documents.")
 @click.option("--skip-first-token", is_flag=True, help="Leave the first token of each document out.")
+@click.option("--attention", is_flag=True, help="Of the attention's output projection instead of the MLP's.")
 @click.option("--dtype", help="Load the model in this dtype (as stored, unless given).")
 @click.option("--device", help="Put the model on this device, e.g. cuda:0.")
 @click.option("--revision", help="Revision of a model from the Hugging Face Hub.")
@@ -51,6 +53,7 @@ def stats(
     max_len: int | None,
     seed: int,
     skip_first_token: bool,
+    attention: bool,
     dtype: str | None,
     device: str | None,
     revision: str | None,
@@ -65,29 +68,57 @@ def stats(
     \b
     kedit stats factworld:llama --layers 1
     kedit stats gpt2-xl --layers 13-17 --corpus wikipedia.jsonl -o gpt2-xl.safetensors
+
+    Under torchrun or accelerate launch the processes share the text:
+
+    \b
+    torchrun --nproc-per-node 8 --no-python kedit stats gpt2-xl --layers 13-17 --corpus wikipedia.jsonl
     """
     if sum((corpus is not None, dataset is not None, sample)) > 1:
         raise InputError("--corpus, --dataset and --sample are three sources; give one of them")
     numbers = parse_layers(layers)
-    from kedit_core.editing import Editor
-    from kedit_methods_locate.stats import Sample
+    from kedit_methods_locate.stats.ranks import own_device, processes
 
-    options = {"corpus": corpus} if corpus is not None else {}
-    editor = Editor.from_pretrained(
-        model, dtype=dtype, device=device, revision=revision, progress=progress, options=options
-    )
-    context = editor.context()
-    if beyond := [layer for layer in numbers if layer >= editor.adapter.num_layers]:
-        last = editor.adapter.num_layers - 1
-        raise InputError(f"--layers names {beyond[0]}, and {model} has layers 0 to {last}; choose among these")
-    part = Sample(documents=documents, tokens=tokens, max_len=max_len, seed=seed, skip_first_token=skip_first_token)
-    found = _collect(context, numbers, _source(context, part, dataset, sample))
+    part = {"documents": documents, "tokens": tokens, "max_len": max_len, "seed": seed}
+    with processes() as ranks:
+        found, warnings = _found(
+            model,
+            numbers,
+            {"dtype": dtype, "device": device or own_device(), "revision": revision},
+            {**part, "skip_first_token": skip_first_token},
+            (corpus, dataset, sample),
+            projection="attn_out" if attention else "mlp_out",
+        )
+    if not ranks.first:
+        return  # one process speaks and writes for all
     written = _write(output, list(found.values())) if output is not None else []
     rows = [{**statistic.summary(), "record": dict(statistic.record)} for statistic in found.values()]
     data = {"model": model, "statistics": rows, "files": [str(path) for path in written]}
     emit(json_to, lambda: data, lambda: _show(rows, written))
-    for warning in context.warnings:
+    for warning in warnings:
         note(f"warning: {warning.message}; {warning.remedy}")
+
+
+def _found(
+    model: str,
+    numbers: list[int],
+    loading: dict[str, Any],
+    part: dict[str, Any],
+    source: tuple[Path | None, str | None, bool],
+    projection: Projection,
+) -> tuple[dict[int, Statistic], list[EditWarning]]:
+    from kedit_core.editing import Editor
+    from kedit_methods_locate.stats import Sample
+
+    corpus, dataset, sample = source
+    options = {"corpus": corpus} if corpus is not None else {}
+    editor = Editor.from_pretrained(model, progress=progress, options=options, **loading)
+    context = editor.context()
+    if beyond := [layer for layer in numbers if layer >= editor.adapter.num_layers]:
+        last = editor.adapter.num_layers - 1
+        raise InputError(f"--layers names {beyond[0]}, and {model} has layers 0 to {last}; choose among these")
+    text = _source(context, Sample(**part), dataset, sample, projection)
+    return _collect(context, numbers, text), context.warnings
 
 
 def parse_layers(text: str) -> list[int]:
@@ -101,15 +132,15 @@ def parse_layers(text: str) -> list[int]:
     return sorted(numbers)
 
 
-def _source(context: EditContext, part: Any, dataset: str | None, sample: bool) -> Source:
+def _source(context: EditContext, part: Any, dataset: str | None, sample: bool, projection: Projection) -> Source:
     from kedit_methods_locate.stats import Source, TextCorpus
     from kedit_methods_locate.stats.lookup import usual_corpus
 
     if sample:
-        return Source(sample=part, corpus=None)
+        return Source(sample=part, corpus=None, part=projection)
     if dataset is not None:
-        return Source(sample=part, corpus=TextCorpus.of_dataset(context.host.dataset(dataset)))
-    return Source(sample=part, corpus=usual_corpus(context))
+        return Source(sample=part, corpus=TextCorpus.of_dataset(context.host.dataset(dataset)), part=projection)
+    return Source(sample=part, corpus=usual_corpus(context), part=projection)
 
 
 def _collect(context: EditContext, layers: list[int], source: Source) -> dict[int, Statistic]:

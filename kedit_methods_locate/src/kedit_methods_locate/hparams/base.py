@@ -1,7 +1,4 @@
-"""Settings of this distribution's methods. Imports no torch.
-
-Names follow the papers' code; every default is that of the method's sheet, and the presets carry what differs by model.
-"""
+"""What all locate-then-edit methods can be set to. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from kedit_core.hparams import HyperParams, ModelShape
 
 FactToken: TypeAlias = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 KlPosition: TypeAlias = Literal["subject", "last"]
-Variant: TypeAlias = Literal["r_rome", "p_rome"]
 
 START_WORDS = ("The", "Therefore", "Because", "I", "You")
 """First words of sampled contexts: they work for every tokenizer, unlike an end-of-text marker."""
@@ -83,33 +79,15 @@ def _has_one_slot(instance: Any, attribute: Any, value: tuple[str, ...] | None) 
 
 
 @frozen(kw_only=True)
-class RomeHyperParams(LocateHyperParams):
-    """Settings of ROME.
+class ContextHyperParams(LocateHyperParams):
+    """Settings of methods that read facts in several contexts.
 
     Attributes:
-        layer: the block whose MLP down-projection is edited.
-        context_lengths: (tokens in all, how many) of the sampled contexts; the bare prompt is always the first of J.
+        context_lengths: (tokens in all, how many) of the sampled contexts; the bare prompt is always the first.
         context_start: texts the samples start from, in equal shares.
         context_templates: contexts as data instead of samples, each with one ``{}``, the first being ``{}`` alone.
     """
 
-    layer: int = field(validator=validators.ge(0))
     context_lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
     context_start: tuple[str, ...] = field(default=START_WORDS, validator=validators.min_len(1))
     context_templates: tuple[str, ...] | None = field(default=None, validator=_has_one_slot)
-
-    @classmethod
-    def for_depth(cls, shape: ModelShape) -> Mapping[str, Any]:
-        """The layer in proportion to the depth, from the published settings."""
-        return {"layer": layer_by_depth(shape)}
-
-
-@frozen(kw_only=True)
-class RRomeHyperParams(RomeHyperParams):
-    """Settings of R-ROME.
-
-    Attributes:
-        variant: ``r_rome`` takes averaged keys throughout, ``p_rome`` the bare prompt's key throughout.
-    """
-
-    variant: Variant = field(default="r_rome", validator=validators.in_(get_args(Variant)))

@@ -8,7 +8,7 @@ them to the very same sums.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,12 +18,16 @@ from torch import Tensor
 
 from kedit_core.editing import progress
 from kedit_core.errors import InputError
-from kedit_core.forward import Batch, ForwardTools, Side, Site, buckets
+from kedit_core.forward import Batch, ForwardTools, Side, Site, buckets, pack, packed_rows
+from kedit_methods_locate.hparams.spread import Projection
 from kedit_methods_locate.stats.corpus import Rows
+from kedit_methods_locate.stats.ranks import Ranks
+from kedit_methods_locate.stats.source import width_of
 from kedit_methods_locate.stats.store import read_tensors, write_tensors
 
 _CHUNK = 256  # documents between two points where a pass can be taken up again
 _TOKENS = 4096  # of one forward
+_ROW = 128  # tokens of a packed row, unless a text is longer: attention within a row costs its square
 _BLOCK = 1024  # columns of one tile of the product
 _WIDE = 4096  # up to here products are formed in float64
 
@@ -37,12 +41,14 @@ class Sums:
         count: tokens, the same for every layer.
         documents: rows that were read.
         position: rows of the sample that are done (empty ones count).
+        seen: tokens of all processes together, where a limit asks for that.
     """
 
     totals: dict[int, Tensor]
     count: int = 0
     documents: int = 0
     position: int = 0
+    seen: int = 0
 
 
 @frozen(kw_only=True)
@@ -55,7 +61,8 @@ class Partial:
 
     def save(self, sums: Sums) -> None:
         """Write them, atomically."""
-        meta = {"partial": self.key, "count": sums.count, "documents": sums.documents, "position": sums.position}
+        names = ("count", "documents", "position", "seen")
+        meta = {"partial": self.key, **{name: getattr(sums, name) for name in names}}
         write_tensors(self.path, {f"{layer}.total": total.cpu() for layer, total in sums.totals.items()}, meta)
 
     def load(self, layers: Sequence[int]) -> Sums | None:
@@ -69,7 +76,7 @@ class Partial:
         if meta.get("partial") != self.key or set(tensors) != {f"{layer}.total" for layer in layers}:
             return None
         totals = {layer: tensors[f"{layer}.total"] for layer in layers}
-        return Sums(totals, int(meta["count"]), int(meta["documents"]), int(meta["position"]))
+        return Sums(totals, *(int(meta.get(name, 0)) for name in ("count", "documents", "position", "seen")))
 
 
 def collect(
@@ -77,86 +84,116 @@ def collect(
     layers: Sequence[int],
     rows: Rows,
     *,
+    part: Projection = "mlp_out",
     skip_first_token: bool = False,
     max_tokens: int | None = None,
     batch_tokens: int = _TOKENS,
     side: Side = "right",
     partial: Partial | None = None,
+    ranks: Ranks | None = None,
     show: progress.Progress = progress.silent,
 ) -> Sums:
     """Sums of ``k k^T`` over the rows' tokens, for every layer of ``layers``, in one pass.
 
+    Where the model keeps texts in one row apart, rows are packed and nothing is padded.
+
     Args:
+        part: the projection whose inputs are summed.
         skip_first_token: leave each row's first token out.
         max_tokens: stop after the row with which this many tokens are reached; None for all rows.
         batch_tokens: tokens of one forward, padding included; changes nothing but rounding.
-        side: padding side; changes nothing but rounding.
+        side: padding side, where rows are padded; changes nothing but rounding.
         partial: keep partial sums there, and go on from those found.
+        ranks: the processes that share the pass; each returns the sums of all.
 
     Memory: the sums (8 m^2 bytes a layer) and one batch's keys. Raises InputError when the rows hold no token.
     """
-    layers = sorted(set(layers))
-    widths = {layer: forward.view.mlp_size(layer) for layer in layers}
+    layers, ranks = sorted(set(layers)), ranks or Ranks.now()
+    widths = {layer: width_of(forward.view, layer, part) for layer in layers}
     sums = (partial.load(layers) if partial else None) or Sums(
         {layer: torch.zeros(width, width, dtype=torch.float64) for layer, width in widths.items()}
     )
+    summing = _Summing(forward, {layer: Site(layer, part, "input") for layer in layers}, skip_first_token, side)
     saved = time.monotonic()
     names = ", ".join(str(layer) for layer in layers)
     with show(f"statistics of layer{'s' * (len(layers) > 1)} {names}", total=float(rows.total)) as step:
         step.advance(sums.position)
-        while sums.position < rows.total and not (max_tokens and sums.count >= max_tokens):
+        while sums.position < rows.total and not (max_tokens and sums.seen >= max_tokens):
             stop = min(sums.position + _CHUNK, rows.total)
-            chunk = _upto(rows.chunk(sums.position, stop), max_tokens and max_tokens - sums.count, skip_first_token)
-            _add(forward, sums, chunk, skip_first_token, batch_tokens, side)
+            mine = ranks.mine(sums.position // _CHUNK)
+            if mine or max_tokens:  # with a limit every process counts all texts
+                chunk = rows.chunk(sums.position, stop)
+                chunk, count = _upto(chunk, max_tokens and max_tokens - sums.seen, skip_first_token)
+                sums.seen += count
+                if mine:
+                    summing.add(sums, chunk, batch_tokens)
             step.advance(stop - sums.position)
             sums.position = stop
             if partial and time.monotonic() - saved >= partial.every:
                 partial.save(sums)
                 saved = time.monotonic()
+    _add_up(sums, ranks)
     if not sums.count:
         raise InputError("the corpus holds no token to take statistics from; give another text")
     return sums
 
 
-def _upto(rows: list[Sequence[int]], most: int | None, skip_first: bool) -> list[Sequence[int]]:
-    """Rows up to and with the one that reaches ``most`` tokens."""
-    if most is None:
-        return rows
-    kept, count = [], 0
+def _add_up(sums: Sums, ranks: Ranks) -> None:
+    counts = torch.tensor([sums.count, sums.documents])
+    ranks.add_up([counts, *sums.totals.values()])
+    sums.count, sums.documents = counts.tolist()
+
+
+def _upto(rows: list[Sequence[int]], most: int | None, skip_first: bool) -> tuple[list[Sequence[int]], int]:
+    """Rows up to and with the one that reaches ``most`` tokens, and how many tokens these have."""
+    kept: list[Sequence[int]] = []
+    count = 0
     for row in rows:
-        if count >= most:
+        if most is not None and count >= most:
             break
         kept.append(row)
         count += len(row) - skip_first
-    return kept
+    return kept, count
 
 
-def _add(
-    forward: ForwardTools, sums: Sums, rows: list[Sequence[int]], skip_first: bool, batch_tokens: int, side: Side
-) -> None:
-    sites = {layer: Site(layer, "mlp_out", "input") for layer in sums.totals}
-    deepest = max(sums.totals)
-    sums.documents += len(rows)
-    for group in buckets([len(row) for row in rows], batch_tokens):
-        batch = forward.batch([rows[i] for i in group], side=side)
-        run = forward.run(batch, capture=tuple(sites.values()), stop_after=deepest)
-        chosen = _chosen(batch, skip_first)
-        sums.count += int(chosen.sum())
-        for layer, site in sites.items():
-            values = run.activations[site]
-            if values.is_cuda and not sums.totals[layer].is_cuda:
-                # m x m numbers need not cross for every batch
-                sums.totals[layer] = sums.totals[layer].to(values.device)
-            add_products(sums.totals[layer], values[chosen.to(values.device)])
+class _Summing:
+    """Runs texts through the model and adds their keys' products."""
 
+    def __init__(self, forward: ForwardTools, sites: Mapping[int, Site], skip_first: bool, side: Side) -> None:
+        self._forward, self._sites, self._skip_first, self._side = forward, dict(sites), skip_first, side
+        self._deepest = max(sites)
 
-def _chosen(batch: Batch, skip_first: bool) -> Tensor:
-    """``[batch, seq]`` bool: the tokens that count."""
-    chosen = batch.attention_mask.bool()
-    if skip_first:
-        columns = torch.arange(batch.width, device=chosen.device)
-        chosen = chosen & (columns[None, :] != batch.starts[:, None])
-    return chosen
+    def add(self, sums: Sums, texts: list[Sequence[int]], batch_tokens: int) -> None:
+        sums.documents += len(texts)
+        for batch in self._batches(texts, batch_tokens):
+            run = self._forward.run(batch, capture=tuple(self._sites.values()), stop_after=self._deepest)
+            chosen = self._chosen(batch)
+            sums.count += int(chosen.sum())
+            for layer, site in self._sites.items():
+                values = run.activations[site]
+                if values.is_cuda and not sums.totals[layer].is_cuda:
+                    # m x m numbers need not cross for every batch
+                    sums.totals[layer] = sums.totals[layer].to(values.device)
+                add_products(sums.totals[layer], values[chosen.to(values.device)])
+
+    def _batches(self, texts: list[Sequence[int]], batch_tokens: int) -> Iterator[Batch]:
+        forward, lengths = self._forward, [len(text) for text in texts]
+        if not texts:
+            return
+        if self._side == "right" and forward.packs:
+            capacity = max(_ROW, *lengths)
+            rows = packed_rows(lengths, capacity)
+            at_once = max(batch_tokens // capacity, 1)
+            for start in range(0, len(rows), at_once):
+                yield pack(texts, rows[start : start + at_once], forward.boundary.pad_id).to(forward.device)
+            return
+        for group in buckets(lengths, batch_tokens):
+            yield forward.batch([texts[i] for i in group], side=self._side)
+
+    def _chosen(self, batch: Batch) -> Tensor:
+        """``[batch, seq]`` bool: the tokens that count."""
+        chosen = batch.attention_mask.bool()
+        return chosen & (batch.position_ids != 0) if self._skip_first else chosen
 
 
 def add_products(total: Tensor, keys: Tensor) -> None:

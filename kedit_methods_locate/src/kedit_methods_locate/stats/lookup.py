@@ -13,13 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kedit_core.editing import EditContext
 from kedit_core.errors import BaseMismatchError, InputError, MethodError
 from kedit_methods_locate.hparams import LocateHyperParams
+from kedit_methods_locate.hparams.spread import Projection
 from kedit_methods_locate.stats.collect import Partial, collect
 from kedit_methods_locate.stats.corpus import Corpus, FileCorpus, TextCorpus
 from kedit_methods_locate.stats.fingerprint import key_of, weights_digest
-from kedit_methods_locate.stats.source import Sample, Source
+from kedit_methods_locate.stats.ranks import Ranks
+from kedit_methods_locate.stats.source import Sample, Source, site_name, width_of
 from kedit_methods_locate.stats.statistic import TOKENS_PER_WIDTH, Statistic
 from kedit_methods_locate.stats.store import first_of, load_statistics, save_statistics
 
@@ -27,8 +31,10 @@ ROLE = "statistics"
 _ILL = 1e10  # condition beyond which a float64 solve keeps few digits
 
 
-def statistics_for(context: EditContext, layers: Sequence[int], hparams: LocateHyperParams) -> Mapping[int, Statistic]:
-    """Statistics of the unedited model for ``layers``: found, or collected in one pass for all that are missing.
+def statistics_for(
+    context: EditContext, layers: Sequence[int], hparams: LocateHyperParams, part: Projection = "mlp_out"
+) -> Mapping[int, Statistic]:
+    """Statistics of the unedited model for ``layers``, of the inputs of ``part``: found, or collected in one pass.
 
     What is doubtful about them is said through ``context.warn``; their digests go to the patch's manifest.
 
@@ -39,47 +45,52 @@ def statistics_for(context: EditContext, layers: Sequence[int], hparams: LocateH
     """
     given = context.options.get("stats")
     corpus = context.options.get("corpus")
-    source = Source(sample=Sample.of(hparams), corpus=None)
-    key = ("kedit-methods-locate", ROLE, str(given), str(corpus), source.sample)
+    sample = Sample.of(hparams)
+    key = ("kedit-methods-locate", ROLE, part, str(given), str(corpus), sample)
     missing = [layer for layer in layers if (*key, layer) not in context.memo]
     if missing:
-        found = _given(context, Path(given), missing) if given else _found(context, missing, source.sample)
+        found = _given(context, Path(given), missing, part) if given else _found(context, missing, sample, part)
         for layer in missing:
             context.memo[(*key, layer)] = found[layer]
     statistics: dict[int, Statistic] = {layer: context.memo[(*key, layer)] for layer in layers}
     for layer, statistic in statistics.items():
         check(context, statistic, hparams.mom2_ridge)
-        context.note_resource(f"{ROLE}.{layer}", statistic.digest)
+        name = f"{ROLE}.{layer}" if part == "mlp_out" else f"{ROLE}.{layer}.{part}"
+        context.note_resource(name, statistic.digest)
     return statistics
 
 
-def whereabouts(context: EditContext, layer: int, hparams: LocateHyperParams) -> str:
+def whereabouts(context: EditContext, layer: int, hparams: LocateHyperParams, part: Projection = "mlp_out") -> str:
     """Where the statistic of a layer would come from, in words; nothing is collected."""
     if given := context.options.get("stats"):
         return f"from {given}"
-    source = Source(sample=Sample.of(hparams), corpus=usual_corpus(context))
+    source = Source(sample=Sample.of(hparams), corpus=usual_corpus(context), part=part)
     if cached(context, [layer], source):
         return "at hand"
     if source.corpus is not None:
         return f"to be collected from {source.corpus.identity['source']} ({len(source.corpus)} documents)"
-    if _of_any_corpus(context, layer, source.sample) is not None:
+    if _of_any_corpus(context, layer, source.sample, part) is not None:
         return "at hand, from another corpus"
-    wanted = TOKENS_PER_WIDTH * context.adapter.mlp_size(layer)
+    wanted = TOKENS_PER_WIDTH * width_of(context.adapter, layer, part)
     return f"to be collected from {wanted} tokens that the model writes itself; --corpus FILE gives it better text"
 
 
 def check(context: EditContext, statistic: Statistic, ridge: float = 0.0) -> None:
     """Say what is doubtful about a statistic; MethodError when it is of no use for this model."""
-    width = context.adapter.mlp_size(statistic.layer)
-    where = f"the statistic of layer {statistic.layer}"
+    part: Projection = "attn_out" if statistic.record.get("site") == site_name("attn_out") else "mlp_out"
+    width = width_of(context.adapter, statistic.layer, part)
+    what = "MLP" if part == "mlp_out" else "attention"
+    where = f"the statistic of layer {statistic.layer}" + (" (attention)" if part == "attn_out" else "")
     if statistic.width != width:
-        raise MethodError(f"{where} is of width {statistic.width} and the MLP of width {width}: it is another model's")
+        raise MethodError(
+            f"{where} is of width {statistic.width} and the {what} of width {width}: it is another model's"
+        )
     if statistic.count < TOKENS_PER_WIDTH * width:
         context.warn(
             "statistics_few_tokens",
             float(statistic.count),
             f"give a larger corpus (--corpus): at least {TOKENS_PER_WIDTH * width} tokens",
-            f"{where} stands on {statistic.count} tokens, {statistic.count / width:.1f} times the MLP's width",
+            f"{where} stands on {statistic.count} tokens, {statistic.count / width:.1f} times the {what}'s width",
         )
     if statistic.dead and not ridge:
         context.warn(
@@ -88,7 +99,7 @@ def check(context: EditContext, statistic: Statistic, ridge: float = 0.0) -> Non
             "set mom2_ridge (1e-4, say), or give a more varied corpus (--corpus)",
             f"{where} has {statistic.dead} of {width} units that the corpus never makes active",
         )
-    factor = statistic.factorised(ridge)
+    factor = statistic.factorised(ridge, device=_solving_device(context, statistic.layer, part), cache=context.cache)
     if factor.ridge > factor.asked:
         context.warn(
             "statistics_singular",
@@ -120,14 +131,24 @@ def check(context: EditContext, statistic: Statistic, ridge: float = 0.0) -> Non
         )
 
 
-def _given(context: EditContext, path: Path, layers: Sequence[int]) -> dict[int, Statistic]:
+def _solving_device(context: EditContext, layer: int, part: Projection) -> torch.device:
+    """Where the projection's weight is, and so where methods solve with its statistic."""
+    view = context.adapter
+    place = view.mlp_out_weight(layer) if part == "mlp_out" else view.attn_out_weight(layer)
+    return context.stack.base(place).device
+
+
+def _given(context: EditContext, path: Path, layers: Sequence[int], part: Projection) -> dict[int, Statistic]:
     statistics = load_statistics(path)
     found: dict[int, Statistic] = {}
     for layer in layers:
-        statistic = first_of(statistics, layer)
+        statistic = first_of(statistics, layer, site_name(part))
         if statistic is None:
-            known = ", ".join(str(s.layer) for s in statistics) or "none"
-            raise InputError(f"{path} has no statistic of layer {layer} (it has {known}); run 'kedit stats' for it")
+            site, more = site_name(part), "" if part == "mlp_out" else " --attention"
+            known = ", ".join(str(s.layer) for s in statistics if first_of([s], s.layer, site)) or "none"
+            raise InputError(
+                f"{path} has no statistic of layer {layer}, {site} (it has {known}); run 'kedit stats{more}' for it"
+            )
         weights = statistic.record.get("weights")
         if weights is not None and weights != weights_digest(context, layer):
             raise BaseMismatchError(
@@ -138,12 +159,12 @@ def _given(context: EditContext, path: Path, layers: Sequence[int]) -> dict[int,
     return found
 
 
-def _found(context: EditContext, layers: Sequence[int], sample: Sample) -> dict[int, Statistic]:
-    source = Source(sample=sample, corpus=usual_corpus(context))
+def _found(context: EditContext, layers: Sequence[int], sample: Sample, part: Projection) -> dict[int, Statistic]:
+    source = Source(sample=sample, corpus=usual_corpus(context), part=part)
     found = cached(context, layers, source)
     if source.corpus is None and "corpus" not in context.options:
         for layer in (layer for layer in layers if layer not in found):
-            if (statistic := _of_any_corpus(context, layer, sample)) is not None:
+            if (statistic := _of_any_corpus(context, layer, sample, part)) is not None:
                 found[layer] = statistic
                 context.warn(
                     "statistics_of_another_corpus",
@@ -180,7 +201,8 @@ def collected(context: EditContext, layers: Sequence[int], source: Source) -> di
     fields = {layer: source.fields(context, layer) for layer in layers}
     keys = {layer: key_of(each) for layer, each in fields.items()}
     whole = key_of({str(layer): key for layer, key in keys.items()})
-    kept = Partial(path=context.cache / ROLE / f"partial-{whole[:32]}.safetensors", key=whole)
+    ranks = Ranks.now()
+    kept = Partial(path=context.cache / ROLE / f"partial-{whole[:32]}{ranks.suffix}.safetensors", key=whole)
     with context.stack.suspended():
         sums = collect(
             context.forward,
@@ -189,6 +211,8 @@ def collected(context: EditContext, layers: Sequence[int], source: Source) -> di
             skip_first_token=source.sample.skip_first_token,
             max_tokens=source.sample.tokens,
             partial=kept,
+            part=source.part,
+            ranks=ranks,
             show=context.progress,
         )
     found = {}
@@ -201,7 +225,9 @@ def collected(context: EditContext, layers: Sequence[int], source: Source) -> di
             "dtype": str(next(context.model.parameters()).dtype).removeprefix("torch."),
         }
         found[layer] = Statistic.from_sum(layer, sums.totals[layer], sums.count, record)
-        save_statistics(cache_file(context, fields[layer]), [found[layer]])
+        if ranks.first:
+            save_statistics(cache_file(context, fields[layer]), [found[layer]])
+    ranks.wait()
     kept.path.unlink(missing_ok=True)
     # reported apart from the edit's own time: it is done once for a model
     context.records.setdefault("setup_seconds", []).append(time.monotonic() - started)
@@ -213,10 +239,10 @@ def cache_file(context: EditContext, fields: Mapping[str, Any]) -> Path:
     return context.cache / ROLE / str(fields["weights"])[:32] / f"{key_of(fields)[:32]}.safetensors"
 
 
-def _of_any_corpus(context: EditContext, layer: int, sample: Sample) -> Statistic | None:
+def _of_any_corpus(context: EditContext, layer: int, sample: Sample, part: Projection) -> Statistic | None:
     """The cached statistic of these weights that stands on most tokens: somebody collected it with ``kedit stats``."""
-    wanted = Source(sample=sample).fields(context, layer)
-    same = ("code", "layer", "weights", "tokenizer", "skip_first_token")
+    wanted = Source(sample=sample, part=part).fields(context, layer)
+    same = ("code", "layer", "site", "weights", "tokenizer", "skip_first_token")
     best: Statistic | None = None
     for path in sorted(cache_file(context, wanted).parent.glob("*.safetensors")):
         for statistic in load_statistics(path):

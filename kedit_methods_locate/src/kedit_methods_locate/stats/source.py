@@ -7,7 +7,9 @@ from typing import Any
 from attrs import field, frozen
 
 from kedit_core.editing import EditContext
+from kedit_core.models import ModelView
 from kedit_methods_locate.hparams import LocateHyperParams
+from kedit_methods_locate.hparams.spread import Projection
 from kedit_methods_locate.stats.corpus import Corpus, DocumentRows, IdRows, Rows
 from kedit_methods_locate.stats.fingerprint import CODE_VERSION, tokenizer_digest, weights_digest
 from kedit_methods_locate.stats.sample import sample_rows
@@ -46,10 +48,14 @@ class Sample:
 
 @frozen(kw_only=True)
 class Source:
-    """What statistics are collected from: a corpus, or the model's own text when ``corpus`` is None."""
+    """What statistics are collected from: a corpus, or the model's own text when ``corpus`` is None.
+
+    ``part`` is the projection whose inputs are taken: the MLP's, or the attention's (PMET can edit these too).
+    """
 
     sample: Sample = field(factory=Sample)
     corpus: Corpus | None = None
+    part: Projection = "mlp_out"
 
     def fields(self, context: EditContext, layer: int) -> dict[str, Any]:
         """All that the statistic of ``layer`` depends on; its key is the digest of this."""
@@ -57,7 +63,7 @@ class Source:
             "code": CODE_VERSION,
             "architecture": type(context.model).__name__,
             "layer": layer,
-            "site": "mlp_out.input",
+            "site": site_name(self.part),
             "weights": weights_digest(context, layer),
             "tokenizer": tokenizer_digest(context.tokenizer),
             "skip_first_token": self.sample.skip_first_token,
@@ -91,3 +97,13 @@ class Source:
 def longest(context: EditContext, sample: Sample) -> int:
     """Tokens of a document that are read."""
     return sample.max_len or min(context.adapter.max_positions or _POSITIONS, _POSITIONS)
+
+
+def site_name(part: Projection) -> str:
+    """How a statistic's record calls the place that its keys were read at."""
+    return f"{part}.input"
+
+
+def width_of(view: ModelView, layer: int, part: Projection) -> int:
+    """Number of components of a projection's input."""
+    return view.mlp_size(layer) if part == "mlp_out" else view.attn_size(layer)

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from kedit_core.errors import MethodError
+from kedit_methods_locate.stats.definite import Factorised, mean_of, mean_times, solving_device
+from kedit_methods_locate.stats.derived import DISK_FROM, derived
+
+T = TypeVar("T")
 
 TOKENS_PER_WIDTH = 10
 """Fewer tokens than this times the width make a statistic that is noise in its small directions."""
@@ -25,32 +31,6 @@ TOKENS_PER_WIDTH = 10
 _DEAD = 1e-10  # of the mean diagonal
 _RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of the mean diagonal, tried in turn
 _SPECTRUM_UP_TO = 4096  # widths whose eigenvalues are worth their time (10 m^3)
-
-
-@frozen(eq=False)
-class Factorised:
-    """A statistic that can be solved with.
-
-    Attributes:
-        lower: ``[in, in]`` float64 Cholesky factor of C plus the ridge.
-        ridge: what is on the diagonal beside C, as a share of C's mean diagonal.
-        asked: the ridge that was wanted; less than ``ridge`` when C was singular with it.
-    """
-
-    lower: Tensor
-    ridge: float
-    asked: float
-
-    def solve(self, right: Tensor) -> Tensor:
-        """``(C + ridge)^-1 right``: ``[in, n] -> [in, n]`` float64, on the device of ``right``."""
-        solved = torch.cholesky_solve(right.to(device=self.lower.device, dtype=torch.float64), self.lower)
-        return solved.to(right.device)
-
-    @property
-    def condition(self) -> float:
-        """A lower bound of the condition number, from the factor's diagonal."""
-        diagonal = self.lower.diagonal()
-        return float(diagonal.max() / diagonal.min()) ** 2
 
 
 @frozen(eq=False, slots=False)
@@ -68,7 +48,7 @@ class Statistic:
     sum: Tensor
     count: int
     record: Mapping[str, Any] = field(factory=dict)
-    _factors: dict[float, Factorised] = field(factory=dict, init=False, repr=False)
+    _memory: dict[Hashable, Any] = field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.sum.ndim != 2 or self.sum.shape[0] != self.sum.shape[1] or self.count < 1:
@@ -97,8 +77,7 @@ class Statistic:
     @property
     def matrix(self) -> Tensor:
         """``C``: ``[in, in]`` float64, symmetric."""
-        wide = self.sum.to(torch.float64)
-        return (wide + wide.T) / (2 * self.count)
+        return mean_of(self.sum, self.count)
 
     @property
     def trace(self) -> float:
@@ -117,19 +96,56 @@ class Statistic:
         data = self.sum.contiguous().numpy().astype("<f4").tobytes()
         return hashlib.sha256(self.count.to_bytes(8, "little") + data).hexdigest()
 
-    def factorised(self, ridge: float = 0.0) -> Factorised:
-        """C as a Cholesky factor, made once for each ridge and kept.
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is kept with the statistic under ``key``, made on first use; it must follow from the numbers and key."""
+        if key not in self._memory:
+            self._memory[key] = make()
+        return cast(T, self._memory[key])
+
+    def factorised(
+        self, ridge: float = 0.0, *, device: torch.device | str | None = None, cache: Path | None = None
+    ) -> Factorised:
+        """C as a Cholesky factor, made once for each ridge and device, and kept.
 
         Where C cannot be factorised as it is, the ridge grows from 1e-7 of the mean diagonal, tenfold each time, until
         it can; what was needed is in the result. Raises MethodError when 1e-2 is not enough.
+
+        Args:
+            ridge: what is added to the diagonal, as a share of its mean (see :meth:`share`).
+            device: where the factor is made and what is solved with it happens; the CPU when None.
+            cache: the cache folder, where factors of wide statistics are kept between runs.
         """
-        if ridge not in self._factors:
-            self._factors[ridge] = _factorise(self, ridge)
-        return self._factors[ridge]
+        where = solving_device(device)
+        return self.remember(("factor", ridge, where), lambda: _factorised(self, ridge, where, cache))
+
+    def share(self, amount: float) -> float:
+        """An amount on the diagonal of C as a share of the mean diagonal: what ``ridge`` is given in."""
+        return amount * self.width / self.trace
+
+    def eigen(self, *, device: torch.device | str | None = None, cache: Path | None = None) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of C, ascending ``[in]``, and eigenvectors as columns ``[in, in]``; float64, on ``device``.
+
+        Kept in memory for narrow statistics, in the cache folder for wide ones. Raises MethodError when they cannot be
+        found.
+        """
+        where = solving_device(device)
+
+        def make() -> Mapping[str, Tensor]:
+            return _eigen(self, where)
+
+        def read() -> tuple[Tensor, Tensor]:
+            found = derived(cache, self, f"eigen-{where.type}", make)
+            return found["values"].to(where), found["vectors"].to(where)
+
+        return self.remember(("eigen", where), read) if self.width < DISK_FROM else read()
 
     def solve(self, right: Tensor, ridge: float = 0.0) -> Tensor:
         """``C^-1 right`` by the cached factor: ``[in, n] -> [in, n]`` float64, on the device of ``right``."""
         return self.factorised(ridge).solve(right)
+
+    def multiply(self, right: Tensor) -> Tensor:
+        """``C right``: ``[in, n] -> [in, n]`` float64, on the device of ``right``."""
+        return mean_times(self.sum, self.count, right.to(device=self.sum.device, dtype=torch.float64)).to(right.device)
 
     def spread(self, vector: Tensor) -> float:
         """``sqrt(v^T C v)`` for ``[in]``: how large ``v . k`` is for the keys of ordinary text (root mean square)."""
@@ -164,8 +180,17 @@ def merged(parts: list[Statistic]) -> Statistic:
     return Statistic.from_sum(first.layer, total, sum(part.count for part in parts), first.record)
 
 
-def _factorise(statistic: Statistic, asked: float) -> Factorised:
-    matrix = statistic.matrix
+def _factorised(statistic: Statistic, asked: float, device: torch.device, cache: Path | None) -> Factorised:
+    name = f"cholesky-{asked!r}-{device.type}"
+    found = derived(cache, statistic, name, lambda: _cholesky(statistic, asked, device))
+    return Factorised(
+        found["lower"].to(device), float(found["ridge"]), asked, statistic.sum.to(device), statistic.count
+    )
+
+
+def _cholesky(statistic: Statistic, asked: float, device: torch.device) -> Mapping[str, Tensor]:
+    """``lower`` and the ``ridge`` that it took."""
+    matrix = mean_of(statistic.sum.to(device), statistic.count)
     unit = statistic.trace / statistic.width
     added = 0.0
     for ridge in (asked, *(step for step in _RIDGES if step > asked)):
@@ -173,8 +198,19 @@ def _factorise(statistic: Statistic, asked: float) -> Factorised:
         added = ridge
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not int(failed):
-            return Factorised(lower, ridge, asked)
+            return {"lower": lower, "ridge": torch.tensor(ridge, dtype=torch.float64)}
     raise MethodError(
         f"the statistic of layer {statistic.layer} ({statistic.count} tokens, width {statistic.width}) is "
         f"singular even with {added:g} of its mean diagonal added; give a larger corpus (--corpus, --stats)"
     )
+
+
+def _eigen(statistic: Statistic, device: torch.device) -> Mapping[str, Tensor]:
+    try:
+        values, vectors = torch.linalg.eigh(mean_of(statistic.sum.to(device), statistic.count))
+    except LinAlgError as error:
+        raise MethodError(
+            f"the eigenvectors of the statistic of layer {statistic.layer} could not be found ({error}); collect it "
+            "again from a larger corpus (--corpus)"
+        ) from error
+    return {"values": values, "vectors": vectors}

@@ -20,12 +20,19 @@ from kedit_methods_locate.stats.statistic import Statistic
 
 FORMAT = 1
 _META = "kedit_statistics"
+_SITE = "mlp_out.input"  # of files that do not tell
 
 
 def save_statistics(path: Path, statistics: Sequence[Statistic]) -> None:
     """Write statistics to one file; written beside and renamed, so that a killed run leaves no half of one."""
+    names = [_tensor_name(s.layer, s.record.get("site", _SITE)) for s in statistics]
     entries = [{"layer": s.layer, "count": s.count, "record": dict(s.record)} for s in statistics]
-    write_tensors(path, {f"{s.layer}.sum": s.sum for s in statistics}, {"format": FORMAT, "statistics": entries})
+    tensors = {name: s.sum for name, s in zip(names, statistics, strict=True)}
+    write_tensors(path, tensors, {"format": FORMAT, "statistics": entries})
+
+
+def _tensor_name(layer: int, site: str) -> str:
+    return f"{layer}.sum" if site == _SITE else f"{layer}.{site}.sum"
 
 
 def load_statistics(path: Path) -> list[Statistic]:
@@ -45,10 +52,15 @@ def load_statistics(path: Path) -> list[Statistic]:
         if meta["format"] != FORMAT:
             raise InputError(f"{path} is a statistics file of format {meta['format']}; this kedit reads {FORMAT}")
         return [
-            Statistic(int(e["layer"]), tensors[f"{e['layer']}.sum"].to(torch.float32), int(e["count"]), e["record"])
+            Statistic(
+                int(e["layer"]),
+                tensors[_tensor_name(int(e["layer"]), e["record"].get("site", _SITE))].to(torch.float32),
+                int(e["count"]),
+                e["record"],
+            )
             for e in meta["statistics"]
         ]
-    except (KeyError, TypeError, ValueError, MethodError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, MethodError) as error:
         raise InputError(f"{path} is not a usable statistics file ({error}); run 'kedit stats' again") from error
 
 
@@ -95,6 +107,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, meta
 
 
-def first_of(statistics: Iterable[Statistic], layer: int) -> Statistic | None:
-    """The one of ``layer``, if any."""
-    return next((statistic for statistic in statistics if statistic.layer == layer), None)
+def first_of(statistics: Iterable[Statistic], layer: int, site: str = _SITE) -> Statistic | None:
+    """The one of ``layer`` (and of the place its keys were read at), if any."""
+    return next((s for s in statistics if s.layer == layer and s.record.get("site", _SITE) == site), None)

@@ -1,0 +1,107 @@
+"""Several processes at one pass give what one gives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kedit_core.forward import ForwardTools, TokenBoundary
+from kedit_core.models import AdapterRegistry
+from kedit_core.models.builtin import plugin
+from kedit_core.testing.tiny import tiny
+from kedit_methods_locate.stats import IdRows, collect, load_statistics
+from kedit_methods_locate.stats.collect import Sums
+from kedit_methods_locate.stats.ranks import Ranks
+
+ROWS = [[(3 * i + j) % 90 + 5 for j in range(4 + i % 9)] for i in range(1500)]
+
+WORKER = """
+import sys
+import torch, torch.distributed as dist
+sys.path.insert(0, {tests!r})
+from locate.test_statistics_ranks import collected
+from kedit_methods_locate.stats.ranks import processes
+torch.set_num_threads(1)
+with processes() as ranks:
+    assert ranks.count == 2
+    for limit in (None, 6000):
+        sums = collected(limit, ranks)
+        torch.save((sums.totals, sums.count, sums.documents), f"{folder}/{{ranks.rank}}-{{limit}}.pt")
+assert not dist.is_initialized()
+"""
+
+
+def collected(limit: int | None, ranks: Ranks | None = None) -> Sums:
+    """Sums of two layers of a tiny model."""
+    model, tokenizer = tiny("llama")
+    view = AdapterRegistry(plugin.register_adapters()).for_model(model)
+    tools = ForwardTools(model, view, TokenBoundary(tokenizer))
+    return collect(tools, [0, 1], IdRows(ROWS), max_tokens=limit, ranks=ranks)
+
+
+def launched(arguments: list[str], folder: Path) -> None:
+    """Two gloo processes on this machine's CPU, as a launcher starts them."""
+    workers = []
+    for rank in range(2):
+        told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        told["MASTER_PORT"] = str(29500 + os.getpid() % 2000)
+        told["OMP_NUM_THREADS"] = "1"
+        workers.append(subprocess.Popen(arguments, env={**os.environ, **told}, cwd=folder))
+    assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path)))
+    launched([sys.executable, str(script)], tmp_path)
+    for limit in (None, 6000):
+        alone = collected(limit)
+        for rank in range(2):
+            totals, count, documents = torch.load(tmp_path / f"{rank}-{limit}.pt")
+            assert (count, documents) == (alone.count, alone.documents)
+            for layer in (0, 1):
+                torch.testing.assert_close(totals[layer], alone.totals[layer], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_the_command_under_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"The river {i} runs to the sea.\n" for i in range(700)))
+    launched(
+        [
+            sys.executable, "-c", "from kedit_core.cli import main; main()",
+            "stats", "factworld:llama", "--layers", "0", "--corpus", str(text), "-o", str(tmp_path / "two.safetensors"),
+        ],
+        tmp_path,
+    )  # fmt: skip
+    (found,) = load_statistics(tmp_path / "two.safetensors")
+    assert found.record["documents_read"] == 700
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "other"))
+    from click.testing import CliRunner
+
+    from kedit_methods_locate.commands.stats import stats
+
+    arguments = ["factworld:llama", "--layers", "0", "--corpus", str(text), "-o", str(tmp_path / "one.safetensors")]
+    done = CliRunner().invoke(stats, arguments)
+    assert done.exit_code == 0, done.output
+    (alone,) = load_statistics(tmp_path / "one.safetensors")
+    assert alone.count == found.count
+    torch.testing.assert_close(found.sum, alone.sum, rtol=1e-5, atol=1e-4)
+
+
+def test_one_process_is_its_own_company() -> None:
+    ranks = Ranks.now()
+    assert (ranks.rank, ranks.count, ranks.first, ranks.suffix) == (0, 1, True, "")
+    total = torch.ones(2)
+    ranks.add_up([total])
+    ranks.wait()
+    assert total.tolist() == [1, 1]
+    assert Ranks(1, 3).mine(4)
+    assert not Ranks(1, 3).mine(3)
