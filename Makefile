@@ -5,11 +5,12 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-PACKAGES := kedit_core kedit_methods_locate kedit_methods_meta kedit_methods_memory plugins/kedit-factworld
+PACKAGES := "kedit_core[plot]" "kedit_methods_locate[plot]" kedit_methods_meta kedit_methods_memory plugins/kedit-factworld \
+	"plugins/kedit-methods-finetune[peft]"
 PROJECTS := pyproject.toml $(wildcard kedit_*/pyproject.toml plugins/*/pyproject.toml)
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint table clean
 
 demo: $(STAMP)
 	$(BIN)/kedit demo
@@ -24,6 +25,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The table of results: hours; rows that are there are not run again. TABLE_ARGS goes to benchmarks/table.py.
+table: $(STAMP)
+	$(BIN)/python benchmarks/table.py $(TABLE_ARGS)
 
 # Depends on every pyproject.toml, so that entry points are never stale. torch comes first and by itself: asked for
 # exactly, a CPU build that pip can see is taken instead of the newest one with its CUDA libraries.
