@@ -230,7 +230,7 @@ def test_portability_can_be_scored() -> None:
     [
         ({}, "none of its settings what to try"),
         ({"tries": {"strength": [8.0]}}, "nothing to try beside"),
-        ({"tries": {"strength": [1.0]}, "edits": 1}, "compares nothing here; give at least 2"),
+        ({"tries": {"strength": [1.0]}, "edits": 3}, "compares nothing here; give at least 4"),
         ({"tries": {"strength": [1.0]}, "minutes": 0.0}, "minutes is 0"),
         ({"tries": {"strength": [1.0]}, "metrics": ("relaibility",)}, "did you mean 'reliability'"),
         ({"tries": {"strength": [1.0]}, "metrics": ("portability",)}, "no request has probes for portability"),

@@ -37,7 +37,8 @@ METHODS = {"ft_l": FtLHyperParams, "ft_m": FtMHyperParams, "ft_bf": FtBfHyperPar
         ("llama", {"part": "attn"}, [f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkvo"]),
         ("t5", {}, ["decoder.block.1.layer.2.DenseReluDense.wo.weight"]),
         ("t5", {"stack": "encoder"}, ["encoder.block.1.layer.1.DenseReluDense.wo.weight"]),
-        ("t5_gated", {"part": "mlp"}, [f"decoder.block.1.layer.2.DenseReluDense.{n}.weight" for n in ("wi_0", "wi_1", "wo")]),
+        ("t5_gated", {"part": "mlp", "layers": [0]},
+         [f"decoder.block.0.layer.2.DenseReluDense.{name}.weight" for name in ("wi_0", "wi_1", "wo")]),
     ],
 )  # fmt: skip
 def test_only_the_chosen_weights_change(family: str, settings: dict[str, Any], names: list[str]) -> None:
@@ -136,10 +137,9 @@ def test_private_patches_cannot_be_replayed_and_say_so() -> None:
 
 def test_replayed_is_trained_as_if_given_together() -> None:
     """With the first round's step undone by its size, two rounds with replay see what one call sees."""
-    together = editor_on("gpt2", "ft_bf", append_eos=False, shuffle=False, num_steps=1, lr=1e-12).compute(
-        [FRANCE, ALICE]
-    )
-    editor = editor_on("gpt2", "ft_bf", append_eos=False, shuffle=False, num_steps=1, lr=1e-12, replay=True)
+    settings = {"append_eos": False, "shuffle": False, "num_steps": 1, "lr": 1e-12}
+    together = editor_on("gpt2", "ft_bf", **settings).compute([FRANCE, ALICE])
+    editor = editor_on("gpt2", "ft_bf", **settings, replay=True)
     editor.edit(FRANCE, evaluate=False)
     second = editor.compute(ALICE)
     assert second.state.config["epochs"] == pytest.approx(together.state.config["epochs"], rel=1e-6)

@@ -80,13 +80,12 @@ class Tuning:
     @property
     def source(self) -> str:
         """How the settings were found, in one sentence."""
-        how = {"single": "each alone", "sequential": "one after another", "batch": f"in batches of {self.batch_size}"}
         on = f" of {self.model_name}" if self.model_name else ""
         figures = ", ".join(f"{name} {value:.3f}" for name, value in self.score.metrics.items())
         text = (
             f"kedit tune {self.method}{on}: {len(self.candidates.tried)} settings tried with {self.edits} edits (seed "
             f"{self.seed}); score {self.score.value:.3f} by {self.protocol} ({figures}) on {self.score.cases} cases, "
-            f"edited {how[self.scenario]}"
+            f"edited {in_words(self.scenario, self.batch_size)}"
         )
         if self.check is not None:
             where = f"on {self.check.winner.cases} other cases" if self.check.held_out else "on these"
@@ -136,6 +135,15 @@ class Tuning:
             "seconds": self.seconds,
             "notes": list(self.notes),
         }
+
+
+def in_words(scenario: Scenario, batch_size: int) -> str:
+    """How facts are edited: ``each alone``."""
+    if scenario == "single":
+        return "each alone"
+    if scenario == "batch":
+        return f"in batches of {batch_size}"
+    return "one after another" if batch_size == 1 else f"{batch_size} after {batch_size}"
 
 
 def _standing(standing: Standing) -> dict[str, Any]:

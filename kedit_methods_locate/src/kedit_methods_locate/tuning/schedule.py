@@ -69,6 +69,8 @@ def material(
     shuffled = list(cases)
     random.Random(seed).shuffle(shuffled)
     size = batch_size or (_usual_batch(len(cases)) if scenario == "batch" else 1)
+    if scenario == "batch":
+        size = min(size, len(cases))
     width = size if scenario == "batch" else 1
     whole = [shuffled[i : i + width] for i in range(0, len(shuffled) - width + 1, width)] or [shuffled]
     units = [Group(tuple(request for case in unit for request in case)) for unit in whole]

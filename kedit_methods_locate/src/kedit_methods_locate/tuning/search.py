@@ -17,7 +17,7 @@ from kedit_methods_locate.tuning.budget import Budget
 from kedit_methods_locate.tuning.candidates import Candidates, from_grid, from_tries
 from kedit_methods_locate.tuning.grids import Layers, grid_of
 from kedit_methods_locate.tuning.prepare import collect_statistics, traced_layers, tracing_is_cheap
-from kedit_methods_locate.tuning.record import Tuning
+from kedit_methods_locate.tuning.record import Tuning, in_words
 from kedit_methods_locate.tuning.running import run
 from kedit_methods_locate.tuning.schedule import Material, Schedule, material, schedule
 from kedit_methods_locate.tuning.scoring import SCORED
@@ -202,13 +202,13 @@ def _in_words(planned: Schedule, given: Material, found: Candidates) -> str:
     per_round = ", ".join(str(given.width * units) for units in dict.fromkeys(planned.units))
     tried = planned.candidates[0]
     left = found.left_out + len(found.tried) - tried
+    how = in_words(given.scenario, given.batch_size)
+    times = f"{len(planned.units)} round{'s' * (len(planned.units) != 1)}"
+    checked = f"{given.width * planned.held_out} other cases for a check at the end"
     texts = [
-        f"{tried} settings are tried, the untuned ones first"
-        + (f" ({left} less likely ones are left out)" if left else ""),
-        f"{per_round} cases in {len(planned.units)} round{'s' * (len(planned.units) != 1)}, the better half going on",
-        f"{given.width * planned.held_out} other cases for a check at the end"
-        if planned.held_out
-        else "no cases held out",
+        f"{tried} settings are tried, the untuned ones first" + (f" ({left} less likely are left out)" if left else ""),
+        f"{per_round} cases, edited {how}, in {times}, the better half going on",
+        checked if planned.held_out else "no cases held out",
         f"at most {planned.edits} edits",
     ]
     return "; ".join(texts)
