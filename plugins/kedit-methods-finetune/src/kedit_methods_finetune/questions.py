@@ -6,16 +6,20 @@ weigh as much as short ones; it is taken in float32, or wider where the model is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from attrs import frozen
 from torch import Tensor
 
+from kedit_core.editing import EditContext
 from kedit_core.errors import InputError
 from kedit_core.forward import Batch, ForwardTools, Side, TokenBoundary
 from kedit_core.requests import EditRequest
 from kedit_methods_finetune.hparams.ft import Objective
+
+_REACHED = 0.5  # probability of a target's token, geometric mean
 
 
 @frozen
@@ -90,3 +94,18 @@ class Questions:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         asked = wide[self.cell.to(wide.device), self.token.to(wide.device)]
         return -(self.share.to(wide) @ asked)
+
+
+def warn_missed(context: EditContext, losses: Sequence[float], remedy: str) -> None:
+    """Warn ``target_not_reached`` when targets are still unlikely after the last step.
+
+    losses: of each fact, mean over its target's tokens.
+    """
+    missed = sum(math.exp(-loss) < _REACHED for loss in losses)
+    if missed:
+        context.warn(
+            "target_not_reached",
+            missed / len(losses),
+            remedy,
+            f"training left {missed} of {len(losses)} targets below a probability of {_REACHED} a token",
+        )

@@ -17,9 +17,8 @@ from kedit_methods_finetune.ft.limits import Limits, settled
 from kedit_methods_finetune.ft.places import places_of
 from kedit_methods_finetune.ft.training import Trained, Trainer, limits_of, train
 from kedit_methods_finetune.hparams import FtBfHyperParams, FtHyperParams
-from kedit_methods_finetune.questions import Fact, facts_of
+from kedit_methods_finetune.questions import Fact, facts_of, warn_missed
 
-_REACHED = 0.5  # probability of a target's token, geometric mean
 _STUCK = 0.5  # share of entries that a bound leaves no room
 
 
@@ -51,7 +50,7 @@ class FineTuning:
             operations = settled(context, deltas, trained.limits)
             _warn_stuck(context, trained.limits)
         losses = trained.losses[len(earlier) :]
-        _warn_missed(context, losses)
+        warn_missed(context, losses, "raise num_steps, lr or norm_constraint, or choose another layer")
         state: dict[str, Any] = {
             "epochs": list(trained.epochs),
             "steps": trained.steps,
@@ -162,18 +161,6 @@ class FtBf(FineTuning):
 def _dense(context: EditContext, name: str, trained: Trained) -> DenseDelta:
     delta = trained.deltas[name]
     return DenseDelta(name, delta.T if context.adapter.layout(name) == "in_out" else delta)
-
-
-def _warn_missed(context: EditContext, losses: Sequence[float]) -> None:
-    """Warn ``target_not_reached`` when targets are still unlikely after the last step."""
-    missed = sum(math.exp(-loss) < _REACHED for loss in losses)
-    if missed:
-        context.warn(
-            "target_not_reached",
-            missed / len(losses),
-            "raise num_steps, lr or norm_constraint, or choose another layer",
-            f"fine-tuning left {missed} of {len(losses)} targets below a probability of {_REACHED} a token",
-        )
 
 
 def _warn_stuck(context: EditContext, limits: Mapping[str, Limits]) -> None:

@@ -9,7 +9,6 @@ Memory beside the model: four numbers in float32 for each number of the adapters
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -23,9 +22,8 @@ from kedit_methods_finetune.hparams.lora import AdaLoraHyperParams, AdapterHyper
 from kedit_methods_finetune.lora.adapters import Adapters, SvdAdapters, require_peft
 from kedit_methods_finetune.lora.targets import find_targets
 from kedit_methods_finetune.lora.training import steps_of, train
-from kedit_methods_finetune.questions import Fact, facts_of
+from kedit_methods_finetune.questions import Fact, facts_of, warn_missed
 
-_REACHED = 0.5  # probability of a target's token, geometric mean
 _BYTES = 4 * 4  # of a trained number: itself, its gradient and Adam's two moments, in float32
 
 
@@ -61,7 +59,7 @@ class Lora:
         deltas = adapters.deltas()
         if not deltas:
             raise MethodError("training has left no adapter with a rank of its own; raise num_steps, lr or target_rank")
-        _warn_missed(context, trained.losses)
+        warn_missed(context, trained.losses, "raise num_steps, lr or rank, or target more projections")
         state = {
             "epochs": list(trained.epochs),
             "steps": trained.steps,
@@ -121,15 +119,3 @@ def _activations(context: EditContext, facts: Sequence[Fact], hparams: AdapterHy
     block = 16 * view.hidden_size + 5 * view.mlp_size(0)
     logits = size * max(len(fact.target) for fact in facts) * view.vocab_size * 4
     return int(4 * (tokens * block * view.num_layers + logits))
-
-
-def _warn_missed(context: EditContext, losses: Sequence[float]) -> None:
-    """Warn ``target_not_reached`` when targets are still unlikely after the last step."""
-    missed = sum(math.exp(-loss) < _REACHED for loss in losses)
-    if missed:
-        context.warn(
-            "target_not_reached",
-            missed / len(losses),
-            "raise num_steps, lr or rank, or target more projections",
-            f"training left {missed} of {len(losses)} targets below a probability of {_REACHED} a token",
-        )
