@@ -91,7 +91,7 @@ def watched(clock: Clock, passes: Counter[Pass]) -> Iterator[None]:
         (Problem, "losses", "search: loss"),
         (torch.autograd, "grad", "search: backward"),
         (spreading, "Reader", "keys and states"),
-        *((reading.Reader, name, "keys and states") for name in ("read", "state", "advance", "keys_now")),
+        *((reading.Reader, name, "keys and states") for name in ("read", "advance", "keys_now")),
         (solvers, "statistics_for", "statistics"),
         (solvers.StatisticSolver, "__call__", "solve"),
         (EditContext, "new_patch", "patch"),

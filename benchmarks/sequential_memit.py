@@ -94,7 +94,7 @@ def measure(shape: Shape, count: int, steps: int, sample: int, tokens: int) -> d
             (solvers.StatisticSolver, "__call__", "linear algebra"),
             (spread_method, "search", "value search"),
             (spreading, "Reader", "keys and states"),
-            *((reading.Reader, name, "keys and states") for name in ("read", "state", "advance", "keys_now")),
+            *((reading.Reader, name, "keys and states") for name in ("read", "advance", "keys_now")),
             (EditContext, "new_patch", "patch"),
         ]
         with patch.object(solvers, "ridge_update", recorder), clock.watching(watched), clock.part("rest"):

@@ -167,12 +167,16 @@ def run_all(rows: Sequence[Row], out: Path, source: str, jobs: int, console: Con
 
 
 def write_pages(out: Path) -> list[Path]:
-    """The page of the folder, and the fragment in the README above it when that has the markers."""
+    """The page of the folder, and what the READMEs above it have between markers."""
     rows = table_text.read(out)
     pages = {out / "README.md": table_text.page(rows, COMMAND)}
-    above = out.absolute().parent / "README.md"
-    if above.is_file() and (text := table_text.replace_between(above.read_text(), table_text.fragment(rows))):
-        pages[above] = text
+    above = out.absolute().parent
+    for readme, text in (
+        (above / "README.md", table_text.fragment(rows)),
+        (above.parent / "README.md", table_text.headline(rows)),
+    ):
+        if readme.is_file() and (whole := table_text.replace_between(readme.read_text(), text)):
+            pages[readme] = whole
     for path, text in pages.items():
         with replacing(path) as stream:
             stream.write(text.encode())

@@ -10,11 +10,30 @@ from typing import Any
 START, END = "<!-- table:start -->", "<!-- table:end -->"
 PROTOCOLS = {"gen_free": "free generation", "tf_token": "teacher forcing"}
 METRICS = ("reliability", "generalization", "locality", "portability")
+NEAR = {"neighborhood": "locality: neighborhood", "same_relation": "locality: same relation"}
+COST = ("s / fact", "KiB / fact")
 # a table puts methods in this order, and those it does not know behind
 ORDER = ("rome", "r_rome", "memit", "emmet", "pmet", "alphaedit", "ft_l", "ft_m", "ft_bf", "lora", "adalora", "kn")
 SCENARIOS = ("single", "batch", "sequential")
 
 Record = Mapping[str, Any]
+
+
+def headline(rows: Sequence[Record]) -> str:
+    """One table for a front page: free generation only, what each row is in its first column."""
+    head = ["edited", "model", "method", "reliability", "generalization", *NEAR.values(), "portability", *COST]
+    body = [
+        [
+            heading(row["settings"]),
+            *_name(row),
+            *(_share(_value(row, f"gen_free.{metric}")) for metric in METRICS[:2]),
+            *(_share(_value(row, "gen_free.locality", part)) for part in NEAR),
+            _share(_value(row, "gen_free.portability")),
+            *_cost(row),
+        ]
+        for row in rows
+    ]
+    return _table(head, body) if body else "No row has been run."
 
 
 def read(folder: Path) -> list[Record]:
@@ -56,21 +75,29 @@ def heading(settings: Mapping[str, Any]) -> str:
 
 
 def fragment(rows: Sequence[Record]) -> str:
-    """The tables in short: means under both protocols, seconds and bytes."""
-    columns = [f"{metric}" for metric in METRICS]
-    head = ["model", "method", *columns, *(f"{column}, teacher-forced" for column in columns), "s / fact", "KiB / fact"]
+    """The tables in short: means under both protocols, two kinds of locality by themselves, seconds and bytes."""
+    head = [
+        "model",
+        "method",
+        *METRICS[:3],
+        *NEAR.values(),
+        *METRICS[3:],
+        *(f"{metric}, teacher-forced" for metric in METRICS),
+    ]
     parts = []
     for title, listed in groups(rows).items():
         body = [
             [
                 *_name(row),
-                *(_share(_value(row, f"{protocol}.{metric}")) for protocol in PROTOCOLS for metric in METRICS),
-                _number(row.get("processor_seconds"), 2),
-                _kib(_value(row, "efficiency.patch_size")),
+                *(_share(_value(row, f"gen_free.{metric}")) for metric in METRICS[:3]),
+                *(_share(_value(row, "gen_free.locality", part)) for part in NEAR),
+                *(_share(_value(row, f"gen_free.{metric}")) for metric in METRICS[3:]),
+                *(_share(_value(row, f"tf_token.{metric}")) for metric in METRICS),
+                *_cost(row),
             ]
             for row in listed
         ]
-        parts += [f"{title}:", "", _table(head, body), ""]
+        parts += [f"{title}:", "", _table([*head, *COST], body), ""]
     return "\n".join(parts).strip() or "No row has been run."
 
 
@@ -163,6 +190,10 @@ def _value(row: Record, name: str, part: str | None = None) -> float | None:
     figure = row["figures"].get(name, {})
     found: float | None = figure.get("value") if part is None else figure.get("parts", {}).get(part)
     return found
+
+
+def _cost(row: Record) -> list[str]:
+    return [_number(row.get("processor_seconds"), 2), _kib(_value(row, "efficiency.patch_size"))]
 
 
 def _share(value: float | None) -> str:

@@ -231,7 +231,7 @@ def record_of(
     figures: dict[str, Any] = {
         f"{protocol}.{name}": {"value": 0.5, "parts": {}} for protocol in ("gen_free", "tf_token") for name in names
     }
-    figures["gen_free.locality"] = {"value": 0.75, "parts": {"neighborhood": 0.875, "distracting": 0.625}}
+    figures["gen_free.locality"] = {"value": 0.75, "parts": {"neighborhood": 0.875, "same_relation": 0.625}}
     figures["gen_free.portability"] = {"value": None, "parts": {}}
     figures["efficiency.seconds"] = {"value": 1.234, "parts": {"median": 1.1}}
     figures["efficiency.patch_size"] = {"value": 2560.0, "parts": {}}
@@ -250,6 +250,7 @@ def record_of(
         "settings": settings,
         "sources": {"layer": "preset p", "lr": "default"},
         "figures": figures,
+        "processor_seconds": 1.234,
         "warnings": {"target_not_reached": 2},
         "versions": {"torch": "2"},
         "platform": "Linux",
@@ -283,11 +284,13 @@ def test_pages_show_every_row_under_its_heading(tmp_path: Path) -> None:
     page = table_text.page(read, "the command")
     assert "| llama | rome | 0.123 | 0.500 | 0.750 | 0.875 | 0.625 | - |" in page
     assert page.index("| llama | rome |") < page.index("| llama | kn |")
-    assert "| llama | ft_bf (100 a round) | 1.23 | 1.10 | - | - | 2.5 | target_not_reached 2 |" in page
+    assert "| llama | ft_bf (100 a round) | 1.23 | - | - | 2.5 | target_not_reached 2 |" in page
     assert page.count("- factworld:llama, memit: `layer=3` (preset p)\n") == 1
     assert page.count("versions: torch 2") == 1
     short = table_text.fragment(read)
-    assert "| llama | rome | 0.123 | 0.500 | 0.750 | - | 0.500 | 0.500 | 0.500 | 0.500 | 1.23 | 2.5 |" in short
+    assert "| llama | rome | 0.123 | 0.500 | 0.750 | 0.875 | 0.625 | - | 0.500 | 0.500 | 0.500 | 0.500 | 1.23 | 2.5 |" in short
+    front = table_text.headline(read)
+    assert "| Each fact alone (300 cases) | llama | rome | 0.123 | 0.500 | 0.875 | 0.625 | - | 1.23 | 2.5 |" in front
     for text in (page, short):
         for block in text.split("\n\n"):
             if block.startswith("| model"):
