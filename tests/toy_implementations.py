@@ -9,6 +9,7 @@ from attrs import evolve
 from torch import Tensor
 
 from kedit_core import EditPatch, EditRequest, LowRankDelta, hookimpl
+from kedit_core.contract import Choice
 from kedit_core.forward import Site
 from kedit_core.patches import DenseDelta
 
@@ -150,3 +151,25 @@ class PlansOddly(Nudge):
     @hookimpl
     def plan(self, context: Any, requests: Any, hparams: Any) -> dict[str, Any]:
         return {"place": "somewhere", "seconds": float("nan"), "places": ["model.layers.1.mlp.down_proj.weight"]}
+
+
+class Chooses(Nudge):
+    """Looks for a layer when nobody chose one."""
+
+    @hookimpl
+    def choose_hparams(self, context: Any, requests: Any, hparams: Any, undecided: Any) -> Choice | None:
+        assert context.stack.suspended_now
+        if requests[0].meta.get("choose") is None:
+            return None
+        return Choice(values=requests[0].meta["choose"], source="a look", reason="it was asked for")
+
+
+class ChoosesByWriting(Nudge):
+    """Leaves a trace on the model while it looks."""
+
+    @hookimpl
+    def choose_hparams(self, context: Any) -> Choice | None:
+        next(iter(context.model.parameters())).requires_grad_(False)
+        context.model.eval()
+        context.model.get_input_embeddings().weight.data = context.model.get_input_embeddings().weight.data.clone()
+        return None

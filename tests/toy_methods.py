@@ -8,12 +8,20 @@ from typing import Any
 from attrs import frozen
 
 from kedit_core import HyperParams, MethodInfo
+from kedit_core.hparams import ModelShape
 
 
 @frozen(kw_only=True)
 class NudgeHyperParams(HyperParams):
     layer: int = 1
     strength: float = 8.0
+
+
+@frozen(kw_only=True)
+class DepthHyperParams(NudgeHyperParams):
+    @classmethod
+    def for_depth(cls, shape: ModelShape) -> Mapping[str, Any]:
+        return {"layer": 0}
 
 
 @frozen(kw_only=True)
@@ -53,6 +61,8 @@ untidy_when_stopped = info("untidy_when_stopped", "UntidyWhenStopped")
 droppable = info("droppable", "Droppable")
 drops_nothing = info("drops_nothing", "DropsNothing")
 drops_by_writing = info("drops_by_writing", "DropsByWriting")
+chooses = info("chooses", "Chooses", DepthHyperParams)
+chooses_by_writing = info("chooses_by_writing", "ChoosesByWriting", DepthHyperParams)
 plans_by_writing = info("plans_by_writing", "PlansByWriting")
 plans_oddly = info("plans_oddly", "PlansOddly")
 
@@ -71,6 +81,8 @@ ALL = (
     droppable,
     drops_nothing,
     drops_by_writing,
+    chooses,
+    chooses_by_writing,
     plans_by_writing,
     plans_oddly,
 )

@@ -173,6 +173,21 @@ class DatasetInfo:
 
 
 @frozen(kw_only=True)
+class Choice:
+    """What a method chose for settings that nobody had set.
+
+    Attributes:
+        values: field -> value; empty when looking did not help.
+        source: what they come from, as a setting's source is called (``causal tracing``).
+        reason: why, as a sentence for the user without its full stop.
+    """
+
+    values: Mapping[str, Any] = field(factory=dict)
+    source: str
+    reason: str
+
+
+@frozen(kw_only=True)
 class ExporterInfo:
     """Another format a patch can be written in: ``export(patch, folder)``."""
 
@@ -222,6 +237,19 @@ class HookSpecs:
 
         Called once per edit with all requests, before any work. Each implementation gets what the one before
         returned; the core's own runs first and finds subjects' spans. None means unchanged."""
+
+    @hookspec(firstresult=True)
+    def choose_hparams(
+        self,
+        context: EditContext,
+        requests: Sequence[EditRequest],
+        hparams: HyperParams,
+        undecided: tuple[str, ...],
+    ) -> Choice | None:
+        """Better values for settings that only follow from the model's depth, found on the model itself.
+
+        Called once per Editor, before its first edit or plan, after prepare_requests, when there was no preset and the
+        user did not set the fields ``undecided``; the base model is shown. None leaves them as they are."""
 
     @hookspec(firstresult=True)
     def plan(

@@ -15,7 +15,7 @@ from attrs import frozen
 from torch import Tensor
 
 from kedit_core.errors import MethodError
-from kedit_methods_locate.stats.definite import Definite
+from kedit_methods_locate.stats.definite import Definite, mean_times
 from kedit_methods_locate.stats.statistic import Statistic
 
 Form: TypeAlias = Literal["fact", "direct", "lu"]
@@ -31,18 +31,32 @@ TOLERANCE = 1e-6
 
 @frozen(eq=False)
 class Factors:
-    """``Delta = left right^T``.
+    """``Delta = left right^T``, of rank at most n.
 
-    Attributes: right — ``[in, n]`` float64; left — ``[out, n]`` float64.
+    Attributes: left — ``[out, n]`` float64; right — ``[in, n]`` float64, both where it was solved.
     """
 
-    right: Tensor
     left: Tensor
+    right: Tensor
 
-    @property
-    def rank(self) -> int:
-        """Columns, n; the rank of the update is at most this."""
-        return int(self.right.shape[1])
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor, what: str = "the update") -> Factors:
+        """The update ``what`` for the wanted movements ``left`` ``[out, n]`` and a :class:`Solution`'s ``right``.
+
+        Raises MethodError when they are not one column for each fact, or not finite.
+        """
+        wide = left.to(right.device).to(torch.float64)
+        if wide.ndim != 2 or wide.shape[1] != right.shape[1]:
+            raise MethodError(
+                f"the residuals of {what} have shape {tuple(left.shape)}; one column for each of {right.shape[1]} "
+                "facts is needed"
+            )
+        if not bool(torch.isfinite(wide).all() & torch.isfinite(right).all()):
+            raise MethodError(
+                f"{what} is not finite; lower v_lr, set clamp_norm_factor, or take a statistic with a ridge "
+                "(mom2_ridge)"
+            )
+        return cls(wide, right)
 
     @property
     def norm(self) -> float:
@@ -53,24 +67,16 @@ class Factors:
         """The update formed whole: ``[out, in]``."""
         return self.left @ self.right.T
 
-    def effect(self, keys: Tensor) -> Tensor:
-        """``Delta keys``: ``[in, k] -> [out, k]``."""
-        return self.left @ (self.right.T @ keys.to(self.right))
-
-    def moved(self, matrix: Definite | Statistic) -> float:
-        """``tr(Delta C Delta^T)``: for a statistic C, how far ordinary text's outputs move, as a mean square."""
-        return self._length(matrix.multiply(self.right)) ** 2
+    def moved(self, statistic: Statistic) -> float:
+        """``tr(Delta C Delta^T)``: how far ordinary text's outputs move, as a mean square."""
+        # the sum goes to the factors: on an accelerator the product would take the host minutes
+        total = statistic.sum.to(self.right.device)
+        return self._length(mean_times(total, statistic.count, self.right)) ** 2
 
     def _length(self, image: Tensor) -> float:
         """Square root of ``tr(left right^T image left^T)``."""
         product = (self.left.T @ self.left) * (self.right.T @ image)
         return math.sqrt(max(float(product.sum()), 0.0))
-
-
-def relative_norm(factors: Factors, weight: Tensor) -> float:
-    """``|Delta| / |W|`` in the Frobenius norm, for a weight ``[out, in]`` (either orientation)."""
-    size = float(weight.to(torch.float32).norm())
-    return factors.norm / size if size else math.inf
 
 
 @frozen(eq=False)
@@ -100,21 +106,6 @@ class Solution:
     def accurate(self) -> bool:
         """Whether the residual is within the tolerance; when not, the statistic needs a ridge."""
         return self.residual < TOLERANCE
-
-    def factors(self, left: Tensor) -> Factors:
-        """The update for the wanted movements ``left``: ``[out, n]``.
-
-        Raises MethodError when they are not one for each fact, or not finite.
-        """
-        wide = left.to(device=self.right.device, dtype=torch.float64)
-        if wide.ndim != 2 or wide.shape[1] != self.right.shape[1]:
-            raise MethodError(
-                f"the residuals have shape {tuple(left.shape)}; one column for each of {self.right.shape[1]} facts is "
-                "needed"
-            )
-        if not bool(torch.isfinite(wide).all()):
-            raise MethodError("the residuals hold values that are not finite; lower v_lr or set clamp_norm_factor")
-        return Factors(right=self.right, left=wide)
 
     def record(self) -> dict[str, Any]:
         """For the patch's state: JSON-able."""

@@ -122,10 +122,6 @@ class NullSpace:
         """From these coordinates to keys' components: ``[size, n] -> [in, n]``, inside the null space."""
         return self.project(coordinates) if self.outside else self.basis @ coordinates
 
-    def gain(self, keys: Tensor) -> Tensor:
-        """``|P k|^2`` of each key: ``[n]``; a lone fact gets ``gain / (gain + L2)`` of what it asks for."""
-        return self.inside(keys).square().sum(0)
-
     def preserved(self, l2: float) -> Preserved:
         """What an update pays for before any edit: ``L2 I``. Raises MethodError when ``l2`` is not above 0."""
         return Preserved.of(Identity(self.size, self.basis.device), l2)
@@ -166,7 +162,8 @@ def protection(space: NullSpace, factors: Factors, statistic: Statistic) -> tupl
 
     tau is the largest eigenvalue inside the null space (AlphaEdit sheet, section 5).
     """
-    return factors.moved(statistic), space.ceiling * factors.norm**2
+    # a float32 sum may leave the smallest eigenvalues a little below zero
+    return factors.moved(statistic), max(space.ceiling, 0.0) * factors.norm**2
 
 
 def _null_space(statistic: Statistic, rule: Rule, value: float, device: torch.device, cache: Path | None) -> NullSpace:

@@ -16,12 +16,14 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from kedit_core.contract import hookimpl
+from kedit_core.contract import Choice, hookimpl
 from kedit_core.editing import EditContext
 from kedit_core.errors import InputError
+from kedit_core.hparams import HyperParams
 from kedit_core.patches import EditPatch, LowRankDelta
 from kedit_core.requests import EditRequest
 from kedit_methods_locate import guards, planning
+from kedit_methods_locate.choosing import choose_layers
 from kedit_methods_locate.hparams import RomeHyperParams, RRomeHyperParams
 from kedit_methods_locate.keys import average
 from kedit_methods_locate.rows import Rewrite, rewrite
@@ -67,6 +69,17 @@ class Rome:
         """Refuse a layer that the model does not have, before any work (InputError); requests stay as they are."""
         if context.hparams is not None:
             _layer(context, cast(RomeHyperParams, context.hparams))
+
+    @hookimpl
+    def choose_hparams(
+        self,
+        context: EditContext,
+        requests: Sequence[EditRequest],
+        hparams: HyperParams,
+        undecided: tuple[str, ...],
+    ) -> Choice | None:
+        """Layers by causal tracing, where there is no preset and there are a few facts to trace."""
+        return choose_layers(context, requests, hparams, undecided)
 
     @hookimpl
     def compute_patch(

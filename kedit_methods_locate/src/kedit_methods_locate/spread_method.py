@@ -8,14 +8,16 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
-from kedit_core.contract import hookimpl
+from kedit_core.contract import Choice, hookimpl
 from kedit_core.editing import EditContext
 from kedit_core.errors import InputError
 from kedit_core.forward import Part, Site
+from kedit_core.hparams import HyperParams
 from kedit_core.patches import EditPatch
 from kedit_core.requests import EditRequest
 from kedit_methods_locate import guards, planning
 from kedit_methods_locate.batch_state import Stored, stored, target_tensors
+from kedit_methods_locate.choosing import choose_layers
 from kedit_methods_locate.hparams.spread import Projection, SpreadHyperParams
 from kedit_methods_locate.rows import Rewrite, rewrite
 from kedit_methods_locate.spreading import Goal, course, place_of, spread
@@ -84,6 +86,17 @@ class SpreadMethod(ABC):
         """Refuse layers that the model does not have, before any work (InputError); requests stay as they are."""
         if context.hparams is not None:
             check_layers(context, cast(SpreadHyperParams, context.hparams))
+
+    @hookimpl
+    def choose_hparams(
+        self,
+        context: EditContext,
+        requests: Sequence[EditRequest],
+        hparams: HyperParams,
+        undecided: tuple[str, ...],
+    ) -> Choice | None:
+        """Layers by causal tracing, where there is no preset and there are a few facts to trace."""
+        return choose_layers(context, requests, hparams, undecided)
 
     @hookimpl
     def compute_patch(

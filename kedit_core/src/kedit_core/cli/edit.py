@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,9 +114,10 @@ def edit(
         catalogue=installed,
         **model,
     )
-    _tell_settings(editor)
+    told = _tell_settings(editor)
     if plan:
         details = editor.plan(requests, scenario=mode, batch_size=batch_size)
+        _tell_settings(editor, told)
         emit(json_to, lambda: details, lambda: show_plan(details))
         return
     before = editor.answer([request.prompt for request in requests]) if len(requests) == 1 else []
@@ -129,6 +130,7 @@ def edit(
         protocols=protocols,
         on_patch=saver,
     )
+    _tell_settings(editor, told)
     saved = None
     if output is not None and not many_files:
         result.patch.save(output)
@@ -190,10 +192,16 @@ def _check_output(output: Path | None, *, folder: bool) -> None:
         check_patch_output(output)
 
 
-def _tell_settings(editor: Editor) -> None:
-    """Say where settings come from; when no preset fits the model, the user should know that they are a guess."""
-    for text in editor.settings.brief if editor.settings else ():
-        note(f"note: {text}")
+def _tell_settings(editor: Editor, told: Collection[str] = ()) -> tuple[str, ...]:
+    """Say where settings come from; when no preset fits the model, the user should know that they are a guess.
+
+    Gives all that has been said; what was ``told`` is not said again.
+    """
+    notes = editor.settings.brief if editor.settings else ()
+    for text in notes:
+        if text not in told:
+            note(f"note: {text}")
+    return notes
 
 
 def _after(editor: Editor, result: EditResult) -> list[str]:

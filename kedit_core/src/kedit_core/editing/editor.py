@@ -14,6 +14,7 @@ from kedit_core.contract import WAYS, Installed, MethodInfo, Scenario, Way
 from kedit_core.editing import progress as _progress
 from kedit_core.editing.base import BaseReading
 from kedit_core.editing.cache import cache_folder
+from kedit_core.editing.choosing import decided
 from kedit_core.editing.context import EditContext, EditWarning, seeded
 from kedit_core.editing.core_plugin import CorePlugin
 from kedit_core.editing.dropping import base_name, drop, settings_of
@@ -107,6 +108,7 @@ class Editor:
         self.cache = Path(cache) if cache is not None else cache_folder()
         self.memory_budget, self.progress = memory_budget, progress
         self._previous: EditPatch | None = None
+        self._looked = False
         base = Answers(self.model, self.adapter, self.tokens, stack=self.stack, base=True)
         self._read = BaseReading(self.stack, base)
 
@@ -206,6 +208,7 @@ class Editor:
         context = self.context(scenario=chosen, way=way or self.way, protocols=protocols if evaluate else ())
         prepared = tuple(self.host.prepare_requests(context, given))
         context.requests = prepared
+        self._choose(context)
         groups = cases(prepared) if chosen == "single" else [prepared]
         plan = [(group, rounds(group, chosen, batch_size, method)) for group in groups]
         with undone_on_failure(self.stack):
@@ -244,6 +247,7 @@ class Editor:
             raise InputError(f"method {method.name!r} edits one request at a time; call edit() for several")
         context = self.context(scenario="batch", way=self.way, protocols=())
         context.requests = tuple(self.host.prepare_requests(context, given))
+        self._choose(context)
         return compute_round(context, tuple(context.requests))
 
     def plan(
@@ -263,6 +267,7 @@ class Editor:
         groups = cases(prepared) if chosen == "single" else [prepared]
         calls = [call for group in groups for call in rounds(group, chosen, batch_size, method)]
         context.requests = prepared
+        self._choose(context)
         settings = cast(Resolved[Any], self.settings)
         return {
             "model": describe_model(self.model, self.adapter, self.name, self.revision),
@@ -392,6 +397,13 @@ class Editor:
         return self._measure(context, prepared, self._manifest(prepared))
 
     # ------------------------------------------------------------------ inside
+    def _choose(self, context: EditContext) -> None:
+        """Once: let the method look at the model for settings that only follow from its depth."""
+        if not self._looked and self.settings is not None and self.settings.undecided:
+            self._looked = True
+            self.settings = decided(context, self.settings)
+            context.hparams = self.settings.hparams
+
     def _measure(self, context: EditContext, requests: Sequence[EditRequest], manifest: dict[str, Any]) -> Evaluation:
         metrics = self.host.evaluate(context, requests, self._read.answers, self._answers())
         return Evaluation(metrics=metrics, manifest=manifest)

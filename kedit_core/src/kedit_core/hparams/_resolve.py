@@ -26,7 +26,7 @@ class Resolved(Generic[H]):
     Attributes:
         hparams: the settings.
         sources: field -> ``default``, ``preset NAME``, ``depth``, ``file PATH``, ``-p`` or ``given``
-            (a mapping in code).
+            (a mapping in code), or what :meth:`chosen` was told.
         notes: sentences for the user, such as which preset was taken and where it is from, or that there was none.
         brief: the same for a screen, without where a preset is from.
     """
@@ -35,6 +35,31 @@ class Resolved(Generic[H]):
     sources: Mapping[str, str] = field(factory=dict)
     notes: tuple[str, ...] = ()
     brief: tuple[str, ...] = ()
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Fields that nobody set: they follow from the model's depth."""
+        return tuple(name for name, source in self.sources.items() if source == _DEPTH)
+
+    def chosen(self, values: Mapping[str, Any], source: str, reason: str) -> Resolved[H]:
+        """The same with values for undecided fields, and a note that says why.
+
+        Raises HyperParamsError when they are no such fields, or refused.
+        """
+        faults = [
+            f"{name} was decided by {self.sources.get(name, 'nobody')}" for name in values if name not in self.undecided
+        ]
+        if faults:
+            raise HyperParamsError(source, faults)
+        made = type(self.hparams).from_dict({**self.hparams.to_dict(), **values}, source)
+        listed = ", ".join(f"{name}={value}" for name, value in values.items())
+        note = f"{listed} from {source}: {reason}" if values else f"{source}: {reason}"
+        return Resolved(
+            hparams=made,
+            sources={**self.sources, **dict.fromkeys(values, source)},
+            notes=(*self.notes, note),
+            brief=(*self.brief, note),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: ``values``, ``sources`` and ``notes``."""

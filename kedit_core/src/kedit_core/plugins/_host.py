@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import evolve
 
 from kedit_core.contract import (
+    Choice,
     DatasetInfo,
     ExporterInfo,
     Installed,
@@ -121,6 +122,14 @@ class Host(Registry):
             return passed_on(*answers[-1]) if answers else requests
         finally:
             self._chain.pop()
+
+    def choose_hparams(
+        self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams, undecided: tuple[str, ...]
+    ) -> Choice | None:
+        """What the method chooses for settings that nobody set, or None."""
+        arguments = {"context": context, "requests": requests, "hparams": hparams, "undecided": undecided}
+        chosen: Choice | None = self._first("choose_hparams", Choice, **arguments)
+        return chosen
 
     def plan(
         self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams

@@ -1,11 +1,12 @@
 """Second-moment statistics of MLP keys: collected once per model and layer, used by every edit."""
 
+from kedit_methods_locate.stats.checks import check
 from kedit_methods_locate.stats.collect import Partial, Sums, collect
 from kedit_methods_locate.stats.corpus import Corpus, DocumentRows, FileCorpus, IdRows, Rows, TextCorpus
 from kedit_methods_locate.stats.definite import Definite, Dense, Factorised, Identity, solving_device
 from kedit_methods_locate.stats.derived import derived, derived_file
 from kedit_methods_locate.stats.fingerprint import key_of, tokenizer_digest, weights_digest
-from kedit_methods_locate.stats.lookup import cached, check, collected, statistics_for, whereabouts
+from kedit_methods_locate.stats.lookup import cached, collected, statistics_for, whereabouts
 from kedit_methods_locate.stats.sample import sample_rows
 from kedit_methods_locate.stats.source import Sample, Source
 from kedit_methods_locate.stats.statistic import TOKENS_PER_WIDTH, Statistic, merged

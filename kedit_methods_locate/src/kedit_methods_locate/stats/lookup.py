@@ -13,30 +13,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kedit_core.editing import EditContext
-from kedit_core.errors import BaseMismatchError, InputError, MethodError
+from kedit_core.errors import BaseMismatchError, InputError
 from kedit_methods_locate.hparams import LocateHyperParams
 from kedit_methods_locate.hparams.spread import Projection
+from kedit_methods_locate.stats.checks import check, model_dtype
 from kedit_methods_locate.stats.collect import Partial, collect
 from kedit_methods_locate.stats.corpus import Corpus, FileCorpus, TextCorpus
 from kedit_methods_locate.stats.fingerprint import key_of, weights_digest
 from kedit_methods_locate.stats.ranks import Ranks
 from kedit_methods_locate.stats.source import Sample, Source, site_name, width_of
 from kedit_methods_locate.stats.statistic import TOKENS_PER_WIDTH, Statistic
-from kedit_methods_locate.stats.store import first_of, load_statistics, save_statistics
-
-ROLE = "statistics"
-_ILL = 1e10  # condition beyond which a float64 solve keeps few digits
+from kedit_methods_locate.stats.store import ROLE, cache_path, first_of, load_statistics, save_statistics
 
 
 def statistics_for(
-    context: EditContext, layers: Sequence[int], hparams: LocateHyperParams, part: Projection = "mlp_out"
+    context: EditContext,
+    layers: Sequence[int],
+    hparams: LocateHyperParams,
+    part: Projection = "mlp_out",
+    *,
+    factorise: bool = True,
 ) -> Mapping[int, Statistic]:
     """Statistics of the unedited model for ``layers``, of the inputs of ``part``: found, or collected in one pass.
 
     What is doubtful about them is said through ``context.warn``; their digests go to the patch's manifest.
+
+    Args:
+        factorise: whether they will be solved with; False for a method that does not (see :func:`check`).
 
     Raises:
         InputError: the file or corpus given cannot be used.
@@ -54,7 +58,7 @@ def statistics_for(
             context.memo[(*key, layer)] = found[layer]
     statistics: dict[int, Statistic] = {layer: context.memo[(*key, layer)] for layer in layers}
     for layer, statistic in statistics.items():
-        check(context, statistic, hparams.mom2_ridge)
+        check(context, statistic, hparams.mom2_ridge, factorise=factorise)
         name = f"{ROLE}.{layer}" if part == "mlp_out" else f"{ROLE}.{layer}.{part}"
         context.note_resource(name, statistic.digest)
     return statistics
@@ -73,69 +77,6 @@ def whereabouts(context: EditContext, layer: int, hparams: LocateHyperParams, pa
         return "at hand, from another corpus"
     wanted = TOKENS_PER_WIDTH * width_of(context.adapter, layer, part)
     return f"to be collected from {wanted} tokens that the model writes itself; --corpus FILE gives it better text"
-
-
-def check(context: EditContext, statistic: Statistic, ridge: float = 0.0) -> None:
-    """Say what is doubtful about a statistic; MethodError when it is of no use for this model."""
-    part: Projection = "attn_out" if statistic.record.get("site") == site_name("attn_out") else "mlp_out"
-    width = width_of(context.adapter, statistic.layer, part)
-    what = "MLP" if part == "mlp_out" else "attention"
-    where = f"the statistic of layer {statistic.layer}" + (" (attention)" if part == "attn_out" else "")
-    if statistic.width != width:
-        raise MethodError(
-            f"{where} is of width {statistic.width} and the {what} of width {width}: it is another model's"
-        )
-    if statistic.count < TOKENS_PER_WIDTH * width:
-        context.warn(
-            "statistics_few_tokens",
-            float(statistic.count),
-            f"give a larger corpus (--corpus): at least {TOKENS_PER_WIDTH * width} tokens",
-            f"{where} stands on {statistic.count} tokens, {statistic.count / width:.1f} times the {what}'s width",
-        )
-    if statistic.dead and not ridge:
-        context.warn(
-            "statistics_dead_units",
-            float(statistic.dead),
-            "set mom2_ridge (1e-4, say), or give a more varied corpus (--corpus)",
-            f"{where} has {statistic.dead} of {width} units that the corpus never makes active",
-        )
-    factor = statistic.factorised(ridge, device=_solving_device(context, statistic.layer, part), cache=context.cache)
-    if factor.ridge > factor.asked:
-        context.warn(
-            "statistics_singular",
-            factor.ridge,
-            "give a larger and more varied corpus (--corpus), or set mom2_ridge",
-            f"{where} was singular; {factor.ridge:.0e} of its mean diagonal was added",
-        )
-    elif factor.condition > _ILL:
-        context.warn(
-            "statistics_ill_conditioned",
-            factor.condition,
-            "set mom2_ridge (1e-4, say), or give a more varied corpus (--corpus)",
-            f"{where} is nearly singular (condition {factor.condition:.0e}): updates are huge where text has no keys",
-        )
-    source = dict(statistic.record.get("corpus") or {}).get("source")
-    if source == "sampled" and not context.options.get("stats"):
-        context.warn(
-            "statistics_sampled",
-            float(statistic.count),
-            "give a text like the model's training data with --corpus",
-            f"{where} stands on text that the model wrote itself, as no corpus was given",
-        )
-    if "weights" not in statistic.record:
-        context.warn(
-            "statistics_unverified",
-            None,
-            "make sure that it is of this very model, or collect it with 'kedit stats'",
-            f"{where} comes from {statistic.record.get('imported', 'a file')}, which does not tell its weights",
-        )
-
-
-def _solving_device(context: EditContext, layer: int, part: Projection) -> torch.device:
-    """Where the projection's weight is, and so where methods solve with its statistic."""
-    view = context.adapter
-    place = view.mlp_out_weight(layer) if part == "mlp_out" else view.attn_out_weight(layer)
-    return context.stack.base(place).device
 
 
 def _given(context: EditContext, path: Path, layers: Sequence[int], part: Projection) -> dict[int, Statistic]:
@@ -222,10 +163,11 @@ def collected(context: EditContext, layers: Sequence[int], source: Source) -> di
             "key": keys[layer],
             "documents_read": sums.documents,
             "seconds": round(time.monotonic() - started, 3),
-            "dtype": str(next(context.model.parameters()).dtype).removeprefix("torch."),
+            "dtype": str(model_dtype(context)).removeprefix("torch."),
         }
         found[layer] = Statistic.from_sum(layer, sums.totals[layer], sums.count, record)
         if ranks.first:
+            found[layer] = found[layer].summarised()
             save_statistics(cache_file(context, fields[layer]), [found[layer]])
     ranks.wait()
     kept.path.unlink(missing_ok=True)
@@ -236,7 +178,7 @@ def collected(context: EditContext, layers: Sequence[int], source: Source) -> di
 
 def cache_file(context: EditContext, fields: Mapping[str, Any]) -> Path:
     """Where a statistic is cached: a folder for the weights, a file for the key."""
-    return context.cache / ROLE / str(fields["weights"])[:32] / f"{key_of(fields)[:32]}.safetensors"
+    return cache_path(context.cache, str(fields["weights"]), key_of(fields))
 
 
 def _of_any_corpus(context: EditContext, layer: int, sample: Sample, part: Projection) -> Statistic | None:

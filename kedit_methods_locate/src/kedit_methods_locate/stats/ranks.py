@@ -44,10 +44,11 @@ class Ranks:
         return number % self.count == self.rank
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, in place."""
+        """Replace each tensor by its sum over all processes, in place; a tensor stays on the device that it is on."""
         if self.count > 1:
+            where = _meeting_place()
             for tensor in tensors:
-                moved = tensor.cuda() if dist.get_backend() == "nccl" and not tensor.is_cuda else tensor
+                moved = tensor.to(where)
                 dist.all_reduce(moved)
                 if moved is not tensor:
                     tensor.copy_(moved)
@@ -55,19 +56,22 @@ class Ranks:
     def wait(self) -> None:
         """Until all processes have come here."""
         if self.count > 1:
-            dist.barrier()
+            where = _meeting_place()
+            # without a device NCCL takes the current one, which is GPU 0 in every process that has set none
+            dist.barrier(device_ids=None if where.type == "cpu" else [where.index])
 
 
 @contextmanager
 def processes() -> Iterator[Ranks]:
     """Set torch.distributed up when a launcher started several processes, for the length of a block.
 
+    Sums meet on the CPU (gloo), on GPUs too: it happens once, at the end of a pass, and needs no GPU for each process.
     What was set up already is used as it is, and left.
     """
     if Ranks.now().count > 1 or int(os.environ.get("WORLD_SIZE", "1")) <= 1 or not dist.is_available():
         yield Ranks.now()
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("gloo")
     try:
         yield Ranks.now()
     finally:
@@ -80,3 +84,10 @@ def own_device() -> str | None:
     if local is None or int(os.environ.get("WORLD_SIZE", "1")) <= 1 or not torch.cuda.is_available():
         return None
     return f"cuda:{int(local) % torch.cuda.device_count()}"
+
+
+def _meeting_place() -> torch.device:
+    """Where the group can add tensors up: the CPU, unless it was set up for GPUs alone (NCCL); then this one's GPU."""
+    if "cpu:" in dist.get_backend_config():
+        return torch.device("cpu")
+    return torch.device(own_device() or f"cuda:{torch.cuda.current_device()}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
@@ -31,6 +31,7 @@ TOKENS_PER_WIDTH = 10
 _DEAD = 1e-10  # of the mean diagonal
 _RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of the mean diagonal, tried in turn
 _SPECTRUM_UP_TO = 4096  # widths whose eigenvalues are worth their time (10 m^3)
+_SUMMARY = "summary"
 
 
 @frozen(eq=False, slots=False)
@@ -41,7 +42,8 @@ class Statistic:
         layer: the block.
         sum: ``[in, in]`` float32, symmetric.
         count: tokens in the sum.
-        record: what it was made from (weights, tokenizer, corpus, sample, ...), JSON-able; empty when unknown.
+        record: what it was made from (weights, tokenizer, corpus, sample, ...), JSON-able; empty when unknown. One that
+            was collected has its ``summary`` there, too, which no key depends on.
     """
 
     layer: int
@@ -154,7 +156,16 @@ class Statistic:
         return math.sqrt(max(float((self.sum @ wide.to(self.sum.dtype)).double() @ wide), 0.0) / self.count)
 
     def summary(self) -> dict[str, Any]:
-        """What people want to know of it; eigenvalues only up to width 4096."""
+        """What people want to know of it, JSON-able; eigenvalues only up to width 4096. Worked out once."""
+        return dict(self.remember("summary", self._summary))
+
+    def summarised(self) -> Statistic:
+        """The same with its :meth:`summary` in the record: how a statistic is saved."""
+        made = evolve(self, record={**self.record, _SUMMARY: self.summary()})
+        made._memory.update(self._memory)  # the numbers are the same
+        return made
+
+    def _summary(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "layer": self.layer,
             "width": self.width,
@@ -177,7 +188,8 @@ def merged(parts: list[Statistic]) -> Statistic:
     """One statistic of several parts of a corpus (shards, other runs) of the same layer: sums and counts add up."""
     first = parts[0]
     total = torch.stack([part.sum.to(torch.float64) for part in parts]).sum(0)
-    return Statistic.from_sum(first.layer, total, sum(part.count for part in parts), first.record)
+    record = {name: value for name, value in first.record.items() if name != _SUMMARY}
+    return Statistic.from_sum(first.layer, total, sum(part.count for part in parts), record)
 
 
 def _factorised(statistic: Statistic, asked: float, device: torch.device, cache: Path | None) -> Factorised:

@@ -18,6 +18,9 @@ from kedit_core.errors import InputError, MethodError
 from kedit_core.files import replacing
 from kedit_methods_locate.stats.statistic import Statistic
 
+ROLE = "statistics"
+"""What plugins that ship them, and the cache's folder of them, go by."""
+
 FORMAT = 1
 _META = "kedit_statistics"
 _SITE = "mlp_out.input"  # of files that do not tell
@@ -33,6 +36,11 @@ def save_statistics(path: Path, statistics: Sequence[Statistic]) -> None:
 
 def _tensor_name(layer: int, site: str) -> str:
     return f"{layer}.sum" if site == _SITE else f"{layer}.{site}.sum"
+
+
+def cache_path(cache: Path, weights: str, key: str) -> Path:
+    """Where the cache has a statistic: a folder for the weights, a file for the key (both digests)."""
+    return cache / ROLE / weights[:32] / f"{key[:32]}.safetensors"
 
 
 def load_statistics(path: Path) -> list[Statistic]:

@@ -1,0 +1,19 @@
+"""How large an update is: against the weight it is added to, whichever method made it."""
+
+from __future__ import annotations
+
+import torch
+
+from kedit_core.editing import EditContext
+
+
+def relative_weight_norm(context: EditContext, place: str, norm: float) -> float | None:
+    """``norm``, an update's Frobenius norm, as a share of the unedited weight's at ``place``.
+
+    None where the weight is stored packed, so that its numbers are not at hand.
+    """
+    base = context.stack.base(place)
+    if not base.is_floating_point() or base.element_size() < 2:
+        return None
+    size = float(torch.linalg.vector_norm(base, dtype=torch.promote_types(base.dtype, torch.float32)))
+    return norm / max(size, torch.finfo(torch.float32).tiny)  # a weight may be zero, in an added block
