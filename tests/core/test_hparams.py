@@ -20,6 +20,7 @@ from kedit_core.errors import HyperParamsError, KeditError
 from kedit_core.hparams import (
     HyperParams,
     ModelShape,
+    Preset,
     load_presets,
     parse_override,
     read_settings,
@@ -411,3 +412,24 @@ def test_missing_preset_folders_are_told(package: Path, presets: str) -> None:
 
 def test_it_works_without_torch() -> None:
     assert run_without_torch("import kedit_core.hparams as h; print(h.scalar('5e-4'))").strip() == "0.0005"
+
+
+def test_a_preset_may_ask_for_the_mlps_width(tmp_path: Path) -> None:
+    text = "match: {{architecture: X, num_layers: 2, hidden_size: 8{0}}}\nhparams: {{layer: {1}}}\n"
+    package = tmp_path / "sized_presets"
+    (package / "presets").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    for name, width, layer in (("any", "", 0), ("narrow", ", mlp_size: 20", 1), ("wide", ", mlp_size: 30", 2)):
+        (package / "presets" / f"{name}.yaml").write_text(text.format(width, layer))
+
+    def chosen(mlp_size: int | None) -> Preset:
+        shape = ModelShape(architecture="X", num_layers=2, hidden_size=8, mlp_size=mlp_size)
+        found = [each for each in load_presets("sized_presets:presets") if each.fits(shape)]
+        return sorted(found, key=lambda each: not each.particular)[0]
+
+    sys.path.insert(0, str(tmp_path))
+    try:
+        assert [chosen(size).name for size in (20, 30, 40, None)] == ["narrow", "wide", "any", "any"]
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert str(ModelShape(architecture="X", num_layers=2, hidden_size=8, mlp_size=20)).endswith("(MLPs of 20)")

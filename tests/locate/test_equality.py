@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kedit_core.errors import MethodError
 from kedit_methods_locate.equality import CollidingFactsError, colliding, equality_update
+from kedit_methods_locate.factors import Factors
 from kedit_methods_locate.ridge import Preserved, ridge_update
 from kedit_methods_locate.stats import Identity
 from kedit_methods_locate.update import direction, rank_one
@@ -68,31 +69,32 @@ def test_without_a_statistic() -> None:
 def test_one_fact_is_r_rome() -> None:
     """The same key and residual: ROME's direction and divisor."""
     key, residual = normal(WIDTH, 1), normal(OUT, 1, seed=1)
-    rome = rank_one(residual[:, 0], key[:, 0], direction(key[:, 0], a_statistic(0, WIDTH).solve))
+    rome = rank_one(residual[:, 0], key[:, 0], direction(key[:, 0], a_statistic(0, WIDTH).factorised().solve))
     wanted = torch.outer(rome.left, rome.right)
     for found in (equality_update(preserved(), key), equality_update(preserved(), key, exact=True)):
-        close(found.factors(residual).delta(), wanted, 1e-10)
+        close(Factors.of(residual, found.right).delta(), wanted, 1e-10)
     assert plain(key, ALPHA, 0, 0.1).shape == (WIDTH, 1)
     close(equality_update(preserved(), key, 0.1, ridge_for_one=True).right, plain(key, ALPHA, 0, 0.1))
-    close(equality_update(preserved(), key, 0.1, ridge_for_one=True, exact=True).factors(residual).delta(), wanted)
+    both = equality_update(preserved(), key, 0.1, ridge_for_one=True, exact=True)
+    close(Factors.of(residual, both.right).delta(), wanted)
 
 
 @pytest.mark.parametrize("count", [2, 8, WIDTH])
 def test_exact_gives_what_is_asked_for(count: int) -> None:
     keys, left = normal(WIDTH, count), normal(OUT, count, seed=1)
-    close(equality_update(preserved(), keys, 0.0).factors(left).effect(keys), left, 1e-6)
+    close(left @ equality_update(preserved(), keys, 0.0).right.T @ keys, left, 1e-6)
     if count < WIDTH:  # as many facts as components: the jitter can be seen
-        close(equality_update(preserved(), keys, exact=True).factors(left).effect(keys), left, 1e-6)
+        close(left @ equality_update(preserved(), keys, exact=True).right.T @ keys, left, 1e-6)
     # alone, alpha has no effect then
     close(equality_update(preserved(7.0), keys, 0.0).right, equality_update(preserved(), keys, 0.0).right)
 
 
 def test_earlier_edits_are_kept() -> None:
     first, second, left = normal(WIDTH, 4), normal(WIDTH, 4, seed=1), normal(OUT, 4, seed=2)
-    free = equality_update(preserved(), second, exact=True).factors(left)
-    held = equality_update(preserved().with_(first, weight=1e6), second, exact=True).factors(left)
-    assert float(held.effect(first).norm()) < 1e-2 * float(free.effect(first).norm())
-    close(held.effect(second), left, 1e-6)
+    free = left @ equality_update(preserved(), second, exact=True).right.T
+    held = left @ equality_update(preserved().with_(first, weight=1e6), second, exact=True).right.T
+    assert float((held @ first).norm()) < 1e-2 * float((free @ first).norm())
+    close(held @ second, left, 1e-6)
 
 
 # ------------------------------------------------------------------ collisions

@@ -158,7 +158,7 @@ def test_an_exact_null_space_protects_exactly() -> None:
 
 # ------------------------------------------------------------------ 7
 def write(space: NullSpace, preserved: Preserved, weight: Tensor, keys: Tensor, values: Tensor) -> Factors:
-    return nullspace_update(space, preserved, keys).factors(values - weight @ keys)
+    return Factors.of(values - weight @ keys, nullspace_update(space, preserved, keys).right)
 
 
 def test_a_second_batch() -> None:
@@ -174,7 +174,7 @@ def test_a_second_batch() -> None:
     others, wanted = 3 * normal(WIDTH, 5, seed=3), normal(OUT, 5, seed=4)
     held = write(space, grown, edited, others, wanted)
     free = write(space, start, edited, others, wanted)
-    assert float(held.effect(keys).norm()) < 0.5 * float(free.effect(keys).norm())
+    assert float((held.delta() @ keys).norm()) < 0.5 * float((free.delta() @ keys).norm())
     assert float((values - (edited + held.delta()) @ keys).norm()) < float((values - weight @ keys).norm())
 
 
@@ -223,11 +223,10 @@ def test_it_is_made_once_and_has_an_identity() -> None:
 def test_a_lone_fact_gets_its_share(rule: tuple[str, float]) -> None:
     space = space_of(rule)
     key, left = normal(WIDTH, 1), normal(OUT, 1, seed=1)
-    gain = space.gain(key)
-    close(gain, (projector(space)[0] @ key).square().sum(0), 1e-10)
+    gain = (projector(space)[0] @ key).square().sum(0)
     found = nullspace_update(space, space.preserved(L2), key)
     close(found.gain, gain / L2, 1e-10)
-    close(found.factors(left).effect(key), left * gain / (gain + L2), 1e-10)
+    close(Factors.of(left, found.right).delta() @ key, left * gain / (gain + L2), 1e-10)
     kept = nullspace_update(space, space.preserved(L2).with_(space.inside(key)), key)
     close(kept.gain, gain / L2, 1e-10)  # earlier edits are no part of it
 

@@ -63,7 +63,8 @@ PMET = {
 ALPHAEDIT = {
     GPT2_XL: (13, 17, 20, 0.5, 0.5, 0.75, "absolute", 0.02, 10, "absolute"),
     GPT_J: (3, 8, 25, 0.5, 0.5, 0.75, "absolute", 0.02, 10, "absolute"),
-    LLAMA: (4, 8, 25, 0.1, 0.5, 0.75, "absolute", 0.02, 10, "absolute"),
+    (*LLAMA, 14336): (4, 8, 25, 0.1, 0.5, 0.75, "absolute", 0.02, 10, "absolute"),  # llama-3-8b
+    (*LLAMA, 11008): (4, 8, 25, 0.5, 0.5, 0.75, "energy", 0.02, 0.1, "keys"),  # llama-2-7b
     QWEN: (4, 8, 25, 0.5, 1e-3, 4, "absolute", 0.02, 1, "absolute"),
     GPT2_MEDIUM: (6, 10, 20, 0.5, 0.5, 0.75, "energy", 0.02, 0.1, "keys"),
     GPT2_LARGE: (10, 14, 20, 0.5, 0.5, 0.75, "energy", 0.02, 0.1, "keys"),
@@ -89,8 +90,10 @@ def settings_of(method: str) -> type[HyperParams]:
     return catalogue.hparams_class(catalogue.method(method))
 
 
-def resolved(method: str, shape: tuple[str, int, int]) -> Any:
-    wanted = ModelShape(architecture=shape[0], num_layers=shape[1], hidden_size=shape[2])
+def resolved(method: str, shape: tuple[Any, ...]) -> Any:
+    wanted = ModelShape(
+        architecture=shape[0], num_layers=shape[1], hidden_size=shape[2], mlp_size=shape[3] if len(shape) > 3 else None
+    )
     made = resolve(settings_of(method), wanted, presets=Catalogue.installed().method(method).presets)
     assert not any(source == "depth" for source in made.sources.values()), "there is a preset for this shape"
     return made.hparams
@@ -123,7 +126,7 @@ def test_every_preset_is_one_that_can_be_used(method: str) -> None:
 def test_the_tables_hold_every_preset(method: str, table: dict[tuple[str, int, int], Any]) -> None:
     """A preset that no table below checks is one nobody checked; FactWorld's are the project's own."""
     here = {
-        (shape.architecture, shape.num_layers, shape.hidden_size)
+        (shape.architecture, shape.num_layers, shape.hidden_size, *([shape.mlp_size] if shape.mlp_size else []))
         for preset in presets_of(method)
         for shape in preset.shapes
         if not preset.name.startswith("factworld")

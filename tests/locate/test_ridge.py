@@ -13,7 +13,7 @@ from locate_tools import a_statistic
 from torch import Tensor
 
 from kedit_core.errors import MethodError
-from kedit_methods_locate.factors import Factors, relative_norm
+from kedit_methods_locate.factors import Factors
 from kedit_methods_locate.ridge import Preserved, ridge_update
 from kedit_methods_locate.stats import Definite, Factorised, Identity, Statistic
 
@@ -88,29 +88,29 @@ def test_what_is_achieved() -> None:
     one = torch.eye(5, dtype=torch.float64)
     for weight in (0.5, LAMBDA, 1e4):
         found = ridge_update(preserved(weight), keys)
-        effect = found.factors(left).effect(keys)
+        effect = Factors.of(left, found.right).delta() @ keys
         close(effect, left @ (one - weight * torch.linalg.inv(weight * one + inside)), 1e-6)
         close(found.gain, inside.diagonal() / weight)
         close(found.share, inside.diagonal() / (inside.diagonal() + weight))
-    close(ridge_update(preserved(1e-9), keys).factors(left).effect(keys), left, 1e-6)
-    assert ridge_update(preserved(1e12), keys).factors(left).norm < 1e-6 * float(left.norm())
+    close(Factors.of(left, ridge_update(preserved(1e-9), keys).right).delta() @ keys, left, 1e-6)
+    assert Factors.of(left, ridge_update(preserved(1e12), keys).right).norm < 1e-6 * float(left.norm())
 
 
 def test_a_lone_fact_gets_its_share() -> None:
     """3, the linear part: with one layer and one fact the residual falls to lambda / (g + lambda)."""
     key, left = normal(WIDTH, 1), normal(OUT, 1, seed=2)
     found = ridge_update(preserved(), key)
-    close(found.factors(left).effect(key), left * found.share, 1e-10)
+    close(Factors.of(left, found.right).delta() @ key, left * found.share, 1e-10)
 
 
 # ------------------------------------------------------------------ 4
 def test_rank_and_order_of_the_facts() -> None:
     keys, left = normal(WIDTH, 6), normal(OUT, 6, seed=2)
-    made = ridge_update(preserved(), keys).factors(left)
+    made = Factors.of(left, ridge_update(preserved(), keys).right)
     values = torch.linalg.svdvals(made.delta())
-    assert int((values > 1e-10 * values[0]).sum()) == made.rank == 6
+    assert int((values > 1e-10 * values[0]).sum()) == made.left.shape[1] == 6
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    other = ridge_update(preserved(), keys[:, order]).factors(left[:, order])
+    other = Factors.of(left[:, order], ridge_update(preserved(), keys[:, order]).right)
     close(other.right, made.right[:, order])
     close(other.delta(), made.delta())
 
@@ -128,7 +128,7 @@ def test_equal_keys_stay_finite() -> None:
 @given(seed=st.integers(0, 1000))
 def test_no_other_update_with_the_same_effect_moves_text_less(seed: int) -> None:
     keys, left = normal(WIDTH, 4, seed=seed), normal(OUT, 4, seed=seed + 1)
-    made = ridge_update(preserved(), keys).factors(left)
+    made = Factors.of(left, ridge_update(preserved(), keys).right)
     delta = made.delta()
 
     def moved(matrix: Tensor) -> float:
@@ -195,18 +195,18 @@ def test_an_edit_of_a_sequence_factorises_only_its_own_facts(monkeypatch: pytest
 def test_an_earlier_state_gives_the_same_bits_again() -> None:
     """AlphaEdit's check 8, the state: undoing is to go on from the object that was there before."""
     start, keys, left = preserved(past=normal(WIDTH, 6)), normal(WIDTH, 3, seed=1), normal(OUT, 3, seed=2)
-    before = ridge_update(start, keys).factors(left).delta()
+    before = Factors.of(left, ridge_update(start, keys).right).delta()
     matrix = start.dense()
     start.with_(keys).with_(normal(WIDTH, 30, seed=3))
     assert torch.equal(start.dense(), matrix)
-    assert torch.equal(ridge_update(start, keys).factors(left).delta(), before)
+    assert torch.equal(Factors.of(left, ridge_update(start, keys).right).delta(), before)
 
 
 def test_earlier_facts_are_kept() -> None:
     first, second = normal(WIDTH, 4), normal(WIDTH, 4, seed=1)
     left = normal(OUT, 4, seed=2)
-    free = ridge_update(preserved(), second).factors(left).effect(first)
-    held = ridge_update(preserved(past=first), second).factors(left).effect(first)
+    free = Factors.of(left, ridge_update(preserved(), second).right).delta() @ first
+    held = Factors.of(left, ridge_update(preserved(past=first), second).right).delta() @ first
     assert float(held.norm()) < 0.5 * float(free.norm())
 
 
@@ -281,19 +281,18 @@ def test_residuals_that_do_not_fit() -> None:
     found = ridge_update(preserved(), normal(WIDTH, 3))
     for left in (normal(OUT, 2), normal(3)):
         with pytest.raises(MethodError, match="each of 3 facts"):
-            found.factors(left)
-    with pytest.raises(MethodError, match="not finite"):
-        found.factors(normal(OUT, 3) / 0)
+            Factors.of(left, found.right)
+    for left, right in ((normal(OUT, 3) / 0, found.right), (normal(OUT, 3), found.right / 0)):
+        with pytest.raises(MethodError, match="the update of here is not finite"):
+            Factors.of(left, right, "the update of here")
 
 
 # ------------------------------------------------------------------ the small things
 def test_norms() -> None:
     made = Factors(right=normal(WIDTH, 3), left=normal(OUT, 3, seed=1))
-    weight = normal(OUT, WIDTH, seed=2)
     assert made.norm == pytest.approx(float(made.delta().norm()), rel=1e-12)
-    assert relative_norm(made, weight) == pytest.approx(float(made.delta().norm() / weight.norm()), rel=1e-6)
-    assert relative_norm(made, weight.T.to(torch.bfloat16)) == pytest.approx(relative_norm(made, weight), rel=1e-2)
-    assert relative_norm(made, torch.zeros(OUT, WIDTH)) == float("inf")
+    wanted = float(torch.trace(made.delta() @ statistic().matrix @ made.delta().T))
+    assert made.moved(statistic()) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_half_precision_keys_are_solved_in_float64() -> None:

@@ -6,15 +6,17 @@ they were once all was written, so taking a patch off takes its keys from what t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from kedit_core.editing import EditContext
 from kedit_core.requests import EditRequest
 from kedit_methods_locate.hparams import AlphaEditHyperParams
 from kedit_methods_locate.hparams.spread import SpreadHyperParams
+from kedit_methods_locate.nullspace import protection
 from kedit_methods_locate.solvers import NullSpaceSolver
 from kedit_methods_locate.spread_method import Solver, SpreadMethod
+from kedit_methods_locate.spreading import Written
 
 
 class AlphaEdit(SpreadMethod):
@@ -28,3 +30,13 @@ class AlphaEdit(SpreadMethod):
     def remembers(self, hparams: SpreadHyperParams) -> bool:
         """As ``protect_past`` says."""
         return cast(AlphaEditHyperParams, hparams).protect_past
+
+    def record(self, solver: Solver, written: Written) -> Mapping[str, Any]:
+        """For each layer how far ordinary text's outputs move (mean square), and the bound that the null space sets."""
+        mine, told = cast(NullSpaceSolver, solver), []
+        for turn in written.turns:
+            statistic = mine.statistic(turn.layer, turn.projection)
+            if statistic is not None:
+                moved, bound = protection(mine.space(turn.layer, turn.projection), turn.update, statistic)
+                told.append({"layer": turn.layer, "moved": moved, "bound": bound})
+        return {"protection": told}

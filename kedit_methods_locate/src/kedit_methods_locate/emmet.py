@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from attrs import evolve
+
 from kedit_core.editing import EditContext
 from kedit_core.requests import EditRequest
 from kedit_methods_locate.hparams import EmmetHyperParams
@@ -21,5 +23,8 @@ class Emmet(SpreadMethod):
     """The method ``emmet``. Memory: see :class:`SpreadMethod`."""
 
     def solver(self, context: EditContext, requests: Sequence[EditRequest], hparams: SpreadHyperParams) -> Solver:
-        """The equality-constrained update."""
-        return EqualitySolver(context, requests, cast(EmmetHyperParams, hparams))
+        """The equality-constrained update; a ``ridge`` given directly becomes its epsilon."""
+        settings = cast(EmmetHyperParams, hparams)
+        if settings.ridge is not None:
+            settings = evolve(settings, ridge=None, emmet_lambda=settings.ridge / settings.mom2_update_weight)
+        return EqualitySolver(context, requests, settings)

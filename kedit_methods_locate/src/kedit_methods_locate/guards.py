@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from kedit_core.editing import EditContext
 from kedit_core.requests import EditRequest
@@ -11,7 +10,6 @@ from kedit_methods_locate.factors import Solution
 from kedit_methods_locate.hparams import LocateHyperParams
 from kedit_methods_locate.keys import average
 from kedit_methods_locate.nullspace import NullSpace
-from kedit_methods_locate.rows import Rewrite
 from kedit_methods_locate.spreading import Turn
 from kedit_methods_locate.stats import Statistic
 from kedit_methods_locate.update import RankOne
@@ -54,11 +52,38 @@ def denominator(context: EditContext, request: EditRequest, values: Values, upda
         )
 
 
+def large_update(context: EditContext, relative: float | None, what: str, remedy: str) -> bool:
+    """Warn ``large_update`` when what is added to a weight is larger than the weight; whether it was.
+
+    Args:
+        relative: of :func:`~kedit_methods_locate.sizes.relative_weight_norm`.
+        what: the update, for the message.
+    """
+    large = relative is not None and relative > _LARGE
+    if large:
+        message = f"the update {what} is {relative:.2g} times the size of its weight"
+        context.warn("large_update", relative, remedy, message)
+    return large
+
+
 def reach(
-    context: EditContext, request: EditRequest, values: Values, update: RankOne, statistic: Statistic | None
+    context: EditContext,
+    request: EditRequest,
+    values: Values,
+    update: RankOne,
+    statistic: Statistic | None,
+    relative: float | None,
 ) -> None:
-    """Warn ``large_update`` when ordinary text is moved by more than the layer's own output at the subject."""
+    """Warn ``large_update`` when ROME's update is larger than the weight (``relative`` to it), or moves ordinary text
+    by more than the layer's own output at the subject.
+
+    Units that text hardly uses make the first without the second: the statistic sees nothing of them.
+    """
     if statistic is None:
+        remedy = "lower clamp_norm_factor, leave mom2_adjustment on, or choose another layer"
+    else:
+        remedy = "set mom2_ridge (1e-4, say), set or lower clamp_norm_factor, or choose another layer"
+    if large_update(context, relative, f"for {request.prompt!r}", remedy) or statistic is None:
         return
     moved = update.norm * statistic.spread(update.right)
     relative = moved / float(values.clean.output[0].double().norm(dim=-1).mean())
@@ -66,7 +91,7 @@ def reach(
         context.warn(
             "large_update",
             relative,
-            "set or lower clamp_norm_factor, set mom2_ridge, or choose another layer",
+            remedy,
             f"the update for {request.prompt!r} moves the layer's output on ordinary text by {relative:.2g} times its "
             "size at the subject",
         )
@@ -110,27 +135,7 @@ def null_space(context: EditContext, layer: int, space: NullSpace) -> None:
 
 
 def update_sizes(context: EditContext, turns: Sequence[Turn]) -> None:
-    """Warn ``large_update`` when what is added to a weight is larger than the weight."""
+    """Warn ``large_update`` for each layer's update that is larger than its weight."""
+    remedy = "raise mom2_update_weight or l2, set mom2_ridge, lower clamp_norm_factor, or choose other layers"
     for turn in turns:
-        if turn.relative_norm > _LARGE:
-            context.warn(
-                "large_update",
-                turn.relative_norm,
-                "raise mom2_update_weight or l2, set mom2_ridge, lower clamp_norm_factor, or choose other layers",
-                f"the update of layer {turn.layer} is {turn.relative_norm:.2g} times the size of its weight",
-            )
-
-
-def record(rows: Rewrite, values: Values, number: int) -> dict[str, Any]:
-    """What a reader of a batch's patch may want to know of one fact; numbers only, all from the computation."""
-    moved = {
-        part: float(delta[number].norm() / values.clean.value_of(part)[number].to(delta).norm())
-        for part, delta in values.deltas.items()
-    }
-    return {
-        "token": rows.rows[0].index,
-        "loss": float(values.loss[number]),
-        "probability": float(values.probability[number]),
-        "steps": len(values.traces[number]) - 1,
-        "relative_norm": moved,
-    }
+        large_update(context, turn.relative_norm, f"of layer {turn.layer}", remedy)

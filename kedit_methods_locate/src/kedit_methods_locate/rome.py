@@ -26,7 +26,9 @@ from kedit_methods_locate import guards, planning
 from kedit_methods_locate.choosing import choose_layers
 from kedit_methods_locate.hparams import RomeHyperParams, RRomeHyperParams
 from kedit_methods_locate.keys import average
+from kedit_methods_locate.records import fact_record
 from kedit_methods_locate.rows import Rewrite, rewrite
+from kedit_methods_locate.sizes import relative_weight_norm
 from kedit_methods_locate.stats import statistics_for
 from kedit_methods_locate.templates import context_templates
 from kedit_methods_locate.update import RankOne, direction, rank_one
@@ -62,7 +64,12 @@ def prompt_pieces(values: Values) -> Pieces:
 
 
 class Rome:
-    """The method ``rome``: the original, asymmetric update."""
+    """The method ``rome``: the original, asymmetric update.
+
+    Memory beside the model: the activations behind the edited layer of one request's rows (``memory_budget``), 24 m^2
+    bytes for the statistic of an MLP of inner size m while it is factorised and 12 m^2 from then on, and 4 (m + d)
+    bytes for each fact of width d.
+    """
 
     @hookimpl
     def prepare_requests(self, context: EditContext) -> None:
@@ -104,10 +111,12 @@ class Rome:
                 guards.target_reached(context, request, hparams, values)
                 if pieces.key is not pieces.towards:
                     guards.denominator(context, request, values, update)
-                guards.reach(context, request, values, update, statistic)
+                relative = relative_weight_norm(context, place, update.norm)
+                guards.reach(context, request, values, update, statistic, relative)
                 delta = _delta(context, place, update)
                 deltas.append(delta)
-                records.append(_record(rows, values, update))
+                told = {"gain": update.gain, "cosine": update.cosine, "relative_weight_norm": relative}
+                records.append(fact_record(rows, values, **told))
                 if number < len(requests) - 1:
                     writer.add([delta])
         state: dict[str, Any] = {"context_templates": list(templates), "edits": records}
@@ -131,7 +140,10 @@ class Rome:
 
 
 class RRome(Rome):
-    """The method ``r_rome``: averaged keys throughout (or the bare key throughout, ``variant: p_rome``)."""
+    """The method ``r_rome``: averaged keys throughout (or the bare key throughout, ``variant: p_rome``).
+
+    Memory: that of :class:`Rome`.
+    """
 
     def pieces(self, values: Values, hparams: RomeHyperParams) -> Pieces:
         """Averaged keys, or bare ones when the settings say so."""
@@ -155,16 +167,3 @@ def _layer(context: EditContext, hparams: RomeHyperParams) -> int:
 def _delta(context: EditContext, place: str, update: RankOne) -> LowRankDelta:
     dtype = torch.promote_types(context.stack.base(place).dtype, torch.float32)
     return LowRankDelta(place, update.left[:, None].to(dtype), update.right[None, :].to(dtype))
-
-
-def _record(rows: Rewrite, values: Values, update: RankOne) -> dict[str, Any]:
-    """What a reader of the patch may want to know of one edit; numbers only, all from the computation."""
-    return {
-        "token": rows.rows[0].index,
-        "loss": float(values.loss[0]),
-        "probability": float(values.probability[0]),
-        "steps": len(values.traces[0]) - 1,
-        "relative_norm": float(values.delta[0].norm() / values.clean.value[0].to(values.delta).norm()),
-        "gain": update.gain,
-        "cosine": update.cosine,
-    }

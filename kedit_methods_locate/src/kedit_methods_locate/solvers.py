@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from attrs import evolve
@@ -26,6 +26,7 @@ from kedit_methods_locate.spread_method import Solver
 from kedit_methods_locate.spreading import place_of
 from kedit_methods_locate.stats import Identity, Statistic, statistics_for
 from kedit_methods_locate.stats.definite import Definite
+from kedit_methods_locate.stats.predecessors import other_null_space, other_statistic
 from kedit_methods_locate.stats.source import width_of
 from kedit_methods_locate.templates import BARE
 
@@ -34,7 +35,11 @@ class StatisticSolver(Solver):
     """A solver that stands on the statistics of the edited layers.
 
     Memory: 12 m^2 bytes for each edited layer of inner size m; factors are made once per model and kept.
+
+    Attributes: factorises — whether statistics are solved with; without, 4 m^2 bytes for each layer.
     """
+
+    factorises: ClassVar[bool] = True
 
     def __init__(
         self, context: EditContext, hparams: SpreadHyperParams, projections: Sequence[Projection] = ("mlp_out",)
@@ -44,8 +49,11 @@ class StatisticSolver(Solver):
         self._statistics: dict[tuple[int, Projection], Statistic] = {}
         if hparams.mom2_adjustment:
             for projection in projections:
-                found = statistics_for(context, hparams.layers, hparams, projection)
+                found = statistics_for(context, hparams.layers, hparams, projection, factorise=self.factorises)
                 self._statistics |= {(layer, projection): found[layer] for layer in hparams.layers}
+        self._others = {
+            place for place, statistic in self._statistics.items() if other_statistic(context, statistic, place[1])
+        }
 
     @abstractmethod
     def solve(self, layer: int, projection: Projection, keys: Tensor) -> Solution:
@@ -53,7 +61,7 @@ class StatisticSolver(Solver):
 
     def __call__(self, layer: int, projection: Projection, keys: Tensor) -> Tensor:
         solution = self.solve(layer, projection, keys)
-        guards.solved(self.context, layer, solution)
+        self.judge(layer, solution)
         statistic = self._statistics.get((layer, projection))
         record = {"layer": layer, "projection": projection, **self.solve_record(solution)}
         if statistic is not None:
@@ -63,6 +71,10 @@ class StatisticSolver(Solver):
 
     def record(self) -> dict[str, Any]:
         return {"solves": self._records}
+
+    def judge(self, layer: int, solution: Solution) -> None:
+        """Say it when a layer's equations are not solved well."""
+        guards.solved(self.context, layer, solution)
 
     def solve_record(self, solution: Solution) -> Mapping[str, Any]:
         """What is told of one layer's solve."""
@@ -100,7 +112,8 @@ class StatisticSolver(Solver):
         """
         past = past_keys(self.context, layer, projection)
         statistic = self.statistic(layer, projection)
-        # all that it follows from, beside the patches, whose ids are compared
+        # a memo is for what follows from the base and its key alone, and this follows from the patches on the model
+        # too: so their ids are kept with it, and what was made on others than are there now is never taken
         key: Hashable = (
             "kedit-methods-locate", "past", layer, projection, statistic and statistic.digest, str(self._hparams)
         )  # fmt: skip
@@ -197,11 +210,20 @@ class EqualitySolver(StatisticSolver):
 class NullSpaceSolver(StatisticSolver):
     """AlphaEdit's: ``A = U_0 (K' K'^T + S' + L2)^-1 K'`` with ``K' = U_0^T K``, S' the earlier edits' keys."""
 
+    factorises = False
+
     def __init__(self, context: EditContext, hparams: AlphaEditHyperParams) -> None:
         if not hparams.mom2_adjustment:
             raise MethodError(
                 "AlphaEdit's null space is the statistic's, so mom2_adjustment=false leaves nothing of it; leave that "
                 "setting out, or use memit"
+            )
+        if hparams.mom2_ridge:
+            context.warn(
+                "mom2_ridge_unused",
+                hparams.mom2_ridge,
+                "leave it out; l2 and nullspace_* say what AlphaEdit holds back",
+                "mom2_ridge has no effect on AlphaEdit, which takes the statistic's eigenvectors and solves without it",
             )
         super().__init__(context, hparams)
         self._settings = hparams
@@ -210,6 +232,8 @@ class NullSpaceSolver(StatisticSolver):
             space = self.space(layer, "mlp_out")
             self.l2(space)
             guards.null_space(context, layer, space)
+            if (layer, "mlp_out") not in self._others:
+                other_null_space(context, layer, space.rank, space.digest)
 
     def space(self, layer: int, projection: Projection) -> NullSpace:
         """The directions that may be written in."""
@@ -245,6 +269,16 @@ class NullSpaceSolver(StatisticSolver):
         self._spaces.append({"layer": layer, "l2": l2, **space.record()})
         guards.written_share(self.context, layer, solution, "lower l2", least=0.3)
         return solution
+
+    def judge(self, layer: int, solution: Solution) -> None:
+        """As for the others; what helps is this method's own ridge and null space."""
+        if not solution.accurate:
+            self.context.warn(
+                "inaccurate_solve",
+                solution.residual,
+                "raise l2, or lower nullspace_energy (or nullspace_threshold, nullspace_rank)",
+                f"the update of layer {layer} solves its equations only to {solution.residual:.1e}",
+            )
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "null_spaces": self._spaces}

@@ -19,8 +19,9 @@ from kedit_methods_locate import guards, planning
 from kedit_methods_locate.batch_state import Stored, stored, target_tensors
 from kedit_methods_locate.choosing import choose_layers
 from kedit_methods_locate.hparams.spread import Projection, SpreadHyperParams
+from kedit_methods_locate.records import fact_record
 from kedit_methods_locate.rows import Rewrite, rewrite
-from kedit_methods_locate.spreading import Goal, course, place_of, spread
+from kedit_methods_locate.spreading import Goal, Written, course, place_of, spread
 from kedit_methods_locate.stats.source import width_of
 from kedit_methods_locate.templates import context_templates
 from kedit_methods_locate.value import Values, search
@@ -76,6 +77,10 @@ class SpreadMethod(ABC):
         """Whether the patch keeps the keys of its facts for later edits."""
         return False
 
+    def record(self, solver: Solver, written: Written) -> Mapping[str, Any]:
+        """What the patch's state says of the update as a whole, beside the loop's course and the solves; JSON-able."""
+        return {}
+
     @abstractmethod
     def solver(self, context: EditContext, requests: Sequence[EditRequest], hparams: SpreadHyperParams) -> Solver:
         """The linear algebra of this edit; statistics are looked up here."""
@@ -110,7 +115,7 @@ class SpreadMethod(ABC):
         found = self.values(context, rows, hparams)
         for number, request in enumerate(requests):
             guards.target_reached(context, request, hparams, found, number)
-        edits = tuple(guards.record(rows[i], found, i) for i in range(len(requests)))
+        edits = tuple(fact_record(rows[i], found, i) for i in range(len(requests)))
         targets = {str(part): target for part, target in found.targets.items()}
         return self._write(context, Stored(tuple(requests), templates, targets, edits), rows, hparams, solver)
 
@@ -167,6 +172,7 @@ class SpreadMethod(ABC):
             "edits": [dict(edit) for edit in facts.edits],
             **course(written),
             **solver.record(),
+            **self.record(solver, written),
         }
         tensors = {**target_tensors(facts.targets), **written.keys, **solver.state()}
         return context.new_patch(written.deltas, facts.requests, state_config=config, state_tensors=tensors)

@@ -14,13 +14,14 @@ from attrs import frozen
 from torch import Tensor
 
 from kedit_core.editing import EditContext
-from kedit_core.errors import MethodError
 from kedit_core.forward import Site
 from kedit_core.models import ModelView
 from kedit_core.patches import LowRankDelta
+from kedit_methods_locate.factors import Factors
 from kedit_methods_locate.hparams.spread import Projection, Spread, SpreadHyperParams
 from kedit_methods_locate.reading import Reader, key_weights
 from kedit_methods_locate.rows import Rewrite
+from kedit_methods_locate.sizes import relative_weight_norm
 
 Solve: TypeAlias = Callable[[int, Projection, Tensor], Tensor]
 """(layer, projection, keys ``[in, n]`` float64) -> right factor ``[in, n]`` float64: the update is gap times its
@@ -40,15 +41,16 @@ class Goal:
     targets: Tensor
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False)
 class Turn:
-    """One layer's part, for readers of the patch: mean norms over the facts."""
+    """One layer's part: mean norms over the facts, and the update with its size against the weight (None: packed)."""
 
     layer: int
     projection: Projection
     gap: float
     share: float
-    relative_norm: float
+    update: Factors
+    relative_norm: float | None
 
 
 @frozen(eq=False)
@@ -117,17 +119,18 @@ def spread(
                 read = reader.read(list(sites.values()), [goals[each].site for each in projections])
                 made = []
                 for projection, site in sites.items():
-                    gap = _gap(goals[projection], read)
+                    gap, place = _gap(goals[projection], read), place_of(view, layer, projection)
                     right = solve(layer, projection, read[site].double().T)
-                    delta = _delta(context, place_of(view, layer, projection), gap * share, right)
-                    made.append(delta)
+                    update = Factors.of((gap * share).T, right, f"the update of {place}")
+                    made.append(_delta(context, place, update))
                     turns.append(
                         Turn(
                             layer=layer,
                             projection=projection,
                             gap=_mean_norm(gap),
                             share=share,
-                            relative_norm=_relative(context, delta),
+                            update=update,
+                            relative_norm=relative_weight_norm(context, place, update.norm),
                         )
                     )
                 writer.add(made)
@@ -158,30 +161,11 @@ def _together(view: ModelView, projections: tuple[Projection, ...]) -> list[tupl
     return [projections] if view.parallel else [(each,) for each in projections]
 
 
-def _delta(context: EditContext, place: str, gap: Tensor, right: Tensor) -> LowRankDelta:
-    """``gap^T [hidden, n]`` times ``right^T [n, in]`` as a patch holds it."""
+def _delta(context: EditContext, place: str, update: Factors) -> LowRankDelta:
+    """The update as a patch holds it: in float32, or the weight's dtype when that is wider."""
     base = context.stack.base(place)
     dtype = torch.promote_types(base.dtype, torch.float32)
-    left, across = gap.T.to(base.device, dtype), right.T.to(base.device, dtype)
-    if not bool(torch.isfinite(left).all() & torch.isfinite(across).all()):
-        raise MethodError(
-            f"the update of {place} is not finite; lower v_lr, set clamp_norm_factor, or take a statistic with a ridge "
-            "(mom2_ridge)"
-        )
-    return LowRankDelta(place, left, across)
-
-
-def norm_of(delta: LowRankDelta) -> float:
-    """Frobenius norm of ``left right``, from the factors."""
-    left, right = delta.left.double(), delta.right.double()
-    return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
-
-
-def _relative(context: EditContext, delta: LowRankDelta) -> float:
-    base = context.stack.base(delta.place)
-    wide = torch.promote_types(base.dtype, torch.float32)
-    size = float(torch.linalg.vector_norm(base, dtype=wide))
-    return norm_of(delta) / max(size, torch.finfo(torch.float32).tiny)  # a weight may be zero, in an added block
+    return LowRankDelta(place, update.left.to(base.device, dtype), update.right.T.to(base.device, dtype))
 
 
 def _mean_norm(rows: Tensor) -> float:

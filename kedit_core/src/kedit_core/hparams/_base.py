@@ -22,14 +22,25 @@ class ModelShape:
         architecture: class name of the model, such as ``LlamaForCausalLM``.
         num_layers: blocks of the stack that is edited.
         hidden_size: width of the residual stream.
+        mlp_size: inner width of the first block's MLP, which tells models of otherwise equal shape apart (Llama 2 7B,
+            Llama 3 8B); None where it does not matter or is not known.
     """
 
     architecture: str
     num_layers: int
     hidden_size: int
+    mlp_size: int | None = None
+
+    def covers(self, other: ModelShape) -> bool:
+        """Whether what is for this shape is for ``other``: all is equal, or no MLP's width is asked for."""
+        same = (self.architecture, self.num_layers, self.hidden_size) == (
+            other.architecture, other.num_layers, other.hidden_size
+        )  # fmt: skip
+        return same and self.mlp_size in (None, other.mlp_size)
 
     def __str__(self) -> str:
-        return f"{self.architecture} with {self.num_layers} layers of width {self.hidden_size}"
+        inner = "" if self.mlp_size is None else f" (MLPs of {self.mlp_size})"
+        return f"{self.architecture} with {self.num_layers} layers of width {self.hidden_size}{inner}"
 
 
 @frozen(kw_only=True)

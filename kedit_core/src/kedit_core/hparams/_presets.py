@@ -16,7 +16,7 @@ from kedit_core.hparams._conform import MisfitError, conform
 from kedit_core.hparams._settings import parse_settings, read_settings
 
 _PARTS = {"match": dict[str, Any], "hparams": dict[str, Any], "source": str}
-_MATCH = {"architecture": str | tuple[str, ...], "num_layers": int, "hidden_size": int}
+_MATCH = {"architecture": str | tuple[str, ...], "num_layers": int, "hidden_size": int, "mlp_size": int}
 _ENDINGS = (".yaml", ".yml", ".json")
 
 
@@ -35,6 +35,15 @@ class Preset:
     shapes: tuple[ModelShape, ...]
     hparams: Mapping[str, Any]
     origin: str = ""
+
+    def fits(self, shape: ModelShape) -> bool:
+        """Whether it is for a model of this shape."""
+        return any(each.covers(shape) for each in self.shapes)
+
+    @property
+    def particular(self) -> bool:
+        """Whether it asks for an MLP's width: it wins over one that does not."""
+        return any(each.mlp_size is not None for each in self.shapes)
 
 
 def load_presets(presets: str) -> list[Preset]:
@@ -96,14 +105,19 @@ def _folder(presets: str) -> Traversable:
 
 def _preset(name: str, data: Mapping[str, Any]) -> Preset:
     data = _strict(name, "", data, _PARTS, optional=("source",))
-    match = _strict(name, "match.", data["match"], _MATCH)
+    match = _strict(name, "match.", data["match"], _MATCH, optional=("mlp_size",))
     architectures = match["architecture"]
     if isinstance(architectures, str):
         architectures = (architectures,)
     if not architectures or len(set(architectures)) != len(architectures):
         raise HyperParamsError(name, ["match.architecture must list each architecture once"])
     shapes = tuple(
-        ModelShape(architecture=each, num_layers=match["num_layers"], hidden_size=match["hidden_size"])
+        ModelShape(
+            architecture=each,
+            num_layers=match["num_layers"],
+            hidden_size=match["hidden_size"],
+            mlp_size=match.get("mlp_size"),
+        )
         for each in architectures
     )
     return Preset(name=name, shapes=shapes, hparams=data["hparams"], origin=data.get("source", ""))

@@ -106,7 +106,7 @@ def resolve(
     if preset is not None:
         chosen = read_preset(preset)
         layers.append(_Layer(f"preset {chosen.name}", chosen.hparams))
-        if shape is not None and shape not in chosen.shapes:
+        if shape is not None and not chosen.fits(shape):
             shapes = " and ".join(map(str, chosen.shapes))
             notes.append(_Note(f"preset {chosen.name} is for {shapes}, and this model is {shape}"))
     elif shape is not None:
@@ -143,8 +143,8 @@ def resolve(
 
 def _for_shape(cls: type[HyperParams], shape: ModelShape, presets: str | None) -> tuple[_Layer, _Note | None]:
     """The preset for a shape, else what the method makes of its depth; and what to tell the user already now."""
-    for preset in load_presets(presets) if presets else ():
-        if shape in preset.shapes:
+    for preset in sorted(load_presets(presets) if presets else (), key=lambda each: not each.particular):
+        if preset.fits(shape):
             told = f" ({preset.origin})" if preset.origin else ""
             note = _Note(f"preset {preset.name}{told}", brief=f"settings of preset {preset.name}")
             return _Layer(f"preset {preset.name}", preset.hparams), note

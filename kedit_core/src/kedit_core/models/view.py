@@ -81,11 +81,14 @@ class ModelView:
 
     @property
     def shape(self) -> ModelShape:
-        """What presets are matched on: class name, number of layers, hidden size."""
+        """What presets are matched on: class name, number of layers, hidden size, inner size of the first MLP."""
         from kedit_core.hparams import ModelShape
 
         return ModelShape(
-            architecture=type(self.model).__name__, num_layers=self.num_layers, hidden_size=self.hidden_size
+            architecture=type(self.model).__name__,
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            mlp_size=self.mlp_size(0),
         )
 
     # ------------------------------------------------------------------ parts of a block

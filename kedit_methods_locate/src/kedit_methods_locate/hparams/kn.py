@@ -39,11 +39,14 @@ class KnHyperParams(HyperParams):
         threshold_rule: a neuron is found by a prompt when its score is above ``threshold`` times the largest
             (``adaptive``), above ``threshold`` (``absolute``), or above that percentile of all scores (``percentile``).
         threshold: see ``threshold_rule``.
+        threshold_inclusive: a score that is just the threshold passes too (as in the authors' code).
         old_answer: ``given``, the request's ground truth where it has one, else what the model predicts;
             ``predicted`` always what it predicts (greedily, as many tokens as the new answer has).
         prompts: ``bare``, the request's prompt, or ``rephrase``, its rephrase prompts beside it (these are then no
             measure of generalization any more).
         refine_share: with several prompts, a neuron is kept when more than this share of them found it.
+        refine_min_prompts: with several prompts, at least this many must have found it, or all where there are fewer (3
+            in the authors' code).
         adapt_rounds: how often that share may move by 0.05 until facts of the same relation have 2 to 5 neurons on
             average; 6 in the authors' code, 0 to leave it.
         max_frequency: neurons found for more than this share of the edit's facts of the same relation are left alone
@@ -67,9 +70,11 @@ class KnHyperParams(HyperParams):
     neuron: Neuron = field(default="post", validator=validators.in_(get_args(Neuron)))
     threshold_rule: ThresholdRule = field(default="adaptive", validator=validators.in_(get_args(ThresholdRule)))
     threshold: float = field(default=0.2, validator=validators.ge(0))
+    threshold_inclusive: bool = False
     old_answer: OldAnswer = field(default="given", validator=validators.in_(get_args(OldAnswer)))
     prompts: Prompts = field(default="bare", validator=validators.in_(get_args(Prompts)))
     refine_share: float = field(default=0.5, validator=[validators.ge(0), validators.lt(1)])
+    refine_min_prompts: int = field(default=1, validator=validators.ge(1))
     adapt_rounds: int = field(default=0, validator=validators.ge(0))
     max_frequency: float | None = field(
         default=None, validator=validators.optional([validators.gt(0.0), validators.le(1.0)])
@@ -92,5 +97,7 @@ class KnHyperParams(HyperParams):
             raise ValueError("lambda_old and lambda_new go with lambda_rule 'fixed' or 'norm', and with no erasing")
         if self.follow_sign and (self.neuron == "pre" or self.change == "erase"):
             raise ValueError("follow_sign needs the activation that a rewritten column is multiplied by: neuron 'post'")
+        if self.refine_min_prompts > 1 and self.prompts == "bare":
+            raise ValueError("refine_min_prompts counts prompts, so it needs several: set prompts to 'rephrase'")
         if self.adapt_rounds and self.prompts == "bare":
             raise ValueError("adapt_rounds moves the share of prompts, so it needs several: set prompts to 'rephrase'")

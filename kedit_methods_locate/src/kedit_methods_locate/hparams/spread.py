@@ -103,6 +103,7 @@ class EmmetHyperParams(SpreadHyperParams):
     Attributes:
         mom2_update_weight: alpha, the factor of the statistic.
         emmet_lambda: epsilon, added to the diagonal of the facts' matrix when there are several facts.
+        ridge: lambda itself, in place of ``emmet_lambda``, which is then lambda / alpha; None to leave that as it is.
         update_norm_lambda: mu, added to the diagonal of the statistic.
         ridge_for_one: add epsilon for a single fact too.
         exact: no epsilon: the layer gives exactly what is asked for (a jitter of 1e-10 of the mean diagonal).
@@ -111,9 +112,14 @@ class EmmetHyperParams(SpreadHyperParams):
     layers: tuple[int, ...] = field(validator=_ascending)
     mom2_update_weight: float = field(default=10_000.0, validator=validators.gt(0))
     emmet_lambda: float = field(default=0.1, validator=validators.ge(0))
+    ridge: float | None = field(default=None, validator=validators.optional(validators.ge(0.0)))
     update_norm_lambda: float = field(default=0.0, validator=validators.ge(0))
     ridge_for_one: bool = False
     exact: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.exact and self.ridge:
+            raise ValueError("exact takes no ridge; leave one of the two out")
 
     @classmethod
     def for_depth(cls, shape: ModelShape) -> Mapping[str, Any]:

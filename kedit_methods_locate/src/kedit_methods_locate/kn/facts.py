@@ -94,13 +94,15 @@ def locate(
     pairs = pairs_of(context, request, hparams)
     tables = [_attribute(context, pair, hparams) for pair in pairs]
     sets = tuple(_coarse(table, hparams) for table in tables)
-    share = adapted_share([sets, *others], hparams.refine_share, hparams.adapt_rounds) if len(sets) > 1 else 0.0
-    found = refined(sets, share)
+    share, least = 0.0, hparams.refine_min_prompts
+    if len(sets) > 1:
+        share = adapted_share([sets, *others], hparams.refine_share, hparams.adapt_rounds, least)
+    found = refined(sets, share, least)
     for prompt in negatives_of(request, hparams):
         pair = Pair(context.tokens.prompt(prompt).ids, predicted(context, prompt, request))
         found -= _coarse(_attribute(context, pair, hparams), hparams)
     if hparams.max_frequency is not None and enough(len(others), hparams.max_frequency):
-        found -= too_common(found, [refined(each, share) for each in others], hparams.max_frequency)
+        found -= too_common(found, [refined(each, share, least) for each in others], hparams.max_frequency)
     scores = torch.stack([table.scores for table in tables]).mean(0)
     return Located(pairs[0], scores, tables[0], sets, share, found)
 
@@ -125,8 +127,9 @@ def _on_base(context: EditContext, request: EditRequest, hparams: KnHyperParams)
         return tuple(_coarse(_attribute(context, pair, hparams), hparams) for pair in pairs)
 
 
-def record(located: Located) -> Mapping[str, object]:
-    """What a reader of the patch may want to know of one edit: numbers only, the strongest neurons first."""
+def record(located: Located, relative: float | None) -> Mapping[str, object]:
+    """What a reader of the patch may want to know of one edit: numbers only, the strongest neurons first; ``relative``
+    is the largest update of a block against its weight."""
     strongest = sorted(located.neurons, key=lambda each: (-located.score(each), each))[:_KEPT]
     return {
         "prompts": len(located.sets),
@@ -134,6 +137,7 @@ def record(located: Located) -> Mapping[str, object]:
         "found": [len(each) for each in located.sets],
         "share": located.share,
         "selected": len(located.neurons),
+        "relative_weight_norm": relative,
         "neurons": [[block, index, located.score((block, index))] for block, index in strongest],
     }
 
@@ -151,4 +155,4 @@ def _attribute(context: EditContext, pair: Pair, hparams: KnHyperParams) -> Attr
 
 
 def _coarse(table: Attribution, hparams: KnHyperParams) -> Neurons:
-    return coarse(table.scores, hparams.threshold_rule, hparams.threshold)
+    return coarse(table.scores, hparams.threshold_rule, hparams.threshold, inclusive=hparams.threshold_inclusive)

@@ -9,7 +9,7 @@ Memory beside the model: the activations and gradients of one batch of rows, wit
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from kedit_core.contract import hookimpl
@@ -17,6 +17,7 @@ from kedit_core.editing import EditContext
 from kedit_core.errors import RequestError
 from kedit_core.patches import EditPatch, SparseDelta
 from kedit_core.requests import EditRequest
+from kedit_methods_locate import guards
 from kedit_methods_locate.hparams.kn import KnHyperParams
 from kedit_methods_locate.kn.attribution import alphas, integrate
 from kedit_methods_locate.kn.columns import Answers, deltas, embeddings, joined
@@ -33,10 +34,15 @@ from kedit_methods_locate.kn.facts import (
 from kedit_methods_locate.kn.neurons import neuron_layers
 from kedit_methods_locate.kn.selection import enough
 from kedit_methods_locate.kn.shortcuts import passes_for
+from kedit_methods_locate.sizes import relative_weight_norm
 
 
 class Kn:
-    """Knowledge neurons."""
+    """The method ``kn``: knowledge neurons.
+
+    Memory beside the model: activations and gradients of one batch of rows (``memory_budget``), a float32 score for
+    each neuron and prompt, and 4 (d + 2) bytes for each column that is written, of width d.
+    """
 
     @hookimpl
     def prepare_requests(self, context: EditContext, requests: Sequence[EditRequest]) -> None:
@@ -76,9 +82,10 @@ class Kn:
                 found = locate(context, request, hparams, known)
                 answers = _answers(context, request, found, hparams)
                 part = deltas(context, layers, found.neurons, answers, hparams, found.first.activations)
-                _doubts(context, request, found, hparams, len(known))
+                relative = _largest(context, part.values())
+                _doubts(context, request, found, hparams, len(known), relative)
                 parts.append(part)
-                records.append(record(found))
+                records.append(record(found, relative))
                 if part and number < len(requests) - 1:
                     writer.add(list(part.values()))
         return context.new_patch(joined(parts), requests, state_config={"edits": records})
@@ -132,8 +139,27 @@ def _answers(context: EditContext, request: EditRequest, found: Located, hparams
     return Answers(*(embeddings(context.adapter, ids, hparams.embedding) for ids in (old, new)))
 
 
-def _doubts(context: EditContext, request: EditRequest, found: Located, hparams: KnHyperParams, others: int) -> None:
+def _largest(context: EditContext, deltas: Iterable[SparseDelta]) -> float | None:
+    """The largest of one request's updates, each against its weight; None when there is none."""
+    sizes = [relative_weight_norm(context, each.place, float(each.values.double().norm())) for each in deltas]
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def _doubts(
+    context: EditContext,
+    request: EditRequest,
+    found: Located,
+    hparams: KnHyperParams,
+    others: int,
+    relative: float | None,
+) -> None:
     """Say what a user should know of an edit that was made all the same."""
+    guards.large_update(
+        context,
+        relative,
+        f"for {request.prompt!r}",
+        "raise threshold for fewer neurons, or set lambda_rule=norm, which scales to the neuron's own column",
+    )
     if not found.neurons:
         context.warn(
             "no_neurons",

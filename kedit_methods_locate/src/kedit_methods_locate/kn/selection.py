@@ -23,10 +23,13 @@ _WANTED = (2, 5)  # neurons a fact, on average
 _RELATION_KEYS = ("relation", "relation_id")
 
 
-def coarse(scores: Tensor, rule: ThresholdRule = "adaptive", threshold: float = 0.2) -> Neurons:
+def coarse(
+    scores: Tensor, rule: ThresholdRule = "adaptive", threshold: float = 0.2, *, inclusive: bool = False
+) -> Neurons:
     """The neurons ``(block, index)`` of one prompt's ``scores`` ``[blocks, neurons]`` above the threshold.
 
-    A score that is not positive is never above it, and a table with NaN or infinity has no neurons.
+    With ``inclusive`` those that are just at it, too. A score that is not positive never passes, and a table with NaN
+    or infinity has no neurons.
     """
     largest = float(scores.max())
     if not bool(torch.isfinite(scores).all()) or largest <= 0:
@@ -37,23 +40,26 @@ def coarse(scores: Tensor, rule: ThresholdRule = "adaptive", threshold: float = 
         level = float(flat.kthvalue(max(1, round(threshold / 100 * flat.numel()))).values)
     else:
         level = threshold * largest if rule == "adaptive" else threshold
-    blocks, indices = torch.where(scores > max(level, 0.0))
+    passes = scores >= level if inclusive else scores > level
+    blocks, indices = torch.where(passes & (scores > 0))
     return frozenset(zip(blocks.tolist(), indices.tolist(), strict=True))
 
 
-def refined(sets: Sequence[Neurons], share: float) -> Neurons:
-    """Neurons of more than ``share`` of the prompts' sets; those of any prompt where the share is 0."""
+def refined(sets: Sequence[Neurons], share: float, least: int = 1) -> Neurons:
+    """Neurons of more than ``share`` of the prompts' sets, and of at least ``least`` (all of them, where there are
+    fewer); with a share of 0 and 1 those of any prompt."""
     counts = Counter(neuron for each in sets for neuron in each)
-    return frozenset(neuron for neuron, count in counts.items() if count > share * len(sets))
+    wanted = min(least, len(sets))
+    return frozenset(neuron for neuron, count in counts.items() if count > share * len(sets) and count >= wanted)
 
 
-def adapted_share(facts: Sequence[Sequence[Neurons]], share: float, rounds: int) -> float:
+def adapted_share(facts: Sequence[Sequence[Neurons]], share: float, rounds: int, least: int = 1) -> float:
     """The share moved by 0.05 at most ``rounds`` times, until the facts have 2 to 5 neurons on average.
 
-    ``facts`` has the sets of each fact's prompts. The share stays within 0 and 1.
+    ``facts`` has the sets of each fact's prompts, ``least`` is that of :func:`refined`. The share stays within 0 and 1.
     """
     for _ in range(rounds):
-        mean = sum(len(refined(sets, share)) for sets in facts) / len(facts)
+        mean = sum(len(refined(sets, share, least)) for sets in facts) / len(facts)
         if _WANTED[0] <= mean <= _WANTED[1]:
             break
         moved = share + (_ADAPT_BY if mean > _WANTED[1] else -_ADAPT_BY)

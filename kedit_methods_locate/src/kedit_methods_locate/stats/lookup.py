@@ -21,6 +21,7 @@ from kedit_methods_locate.stats.checks import check, model_dtype
 from kedit_methods_locate.stats.collect import Partial, collect
 from kedit_methods_locate.stats.corpus import Corpus, FileCorpus, TextCorpus
 from kedit_methods_locate.stats.fingerprint import key_of, weights_digest
+from kedit_methods_locate.stats.predecessors import resource_name
 from kedit_methods_locate.stats.ranks import Ranks
 from kedit_methods_locate.stats.source import Sample, Source, site_name, width_of
 from kedit_methods_locate.stats.statistic import TOKENS_PER_WIDTH, Statistic
@@ -59,8 +60,7 @@ def statistics_for(
     statistics: dict[int, Statistic] = {layer: context.memo[(*key, layer)] for layer in layers}
     for layer, statistic in statistics.items():
         check(context, statistic, hparams.mom2_ridge, factorise=factorise)
-        name = f"{ROLE}.{layer}" if part == "mlp_out" else f"{ROLE}.{layer}.{part}"
-        context.note_resource(name, statistic.digest)
+        context.note_resource(resource_name(layer, part), statistic.digest)
     return statistics
 
 

@@ -34,6 +34,7 @@ def preset_text(preset: Preset) -> str:
         f"  architecture: {_json([shape.architecture for shape in preset.shapes])}",
         f"  num_layers: {first.num_layers}",
         f"  hidden_size: {first.hidden_size}",
+        *([] if first.mlp_size is None else [f"  mlp_size: {first.mlp_size}"]),
         "hparams:" if preset.hparams else "hparams: {}",
         *(f"  {name}: {_json(value)}" for name, value in preset.hparams.items()),
         "source: >-",
