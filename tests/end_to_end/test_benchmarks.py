@@ -431,3 +431,20 @@ def test_a_sequence_solved_anew_gives_what_the_amortised_one_gives() -> None:
         assert way["difference"] < 1e-8 and way["seconds"] > 0, name
         assert 0 < way["share"] < 1
     assert found["parts"]["linear algebra"] == found["linear_algebra"]["amortised"]["seconds"]
+
+
+def test_a_sweep_tries_every_combination_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = script("sweep")
+    rows = tmp_path / "rows.jsonl"
+    arguments = [
+        "factworld:llama", "--method", "memit", "--batch", "2", "--cases", "2", "--first", "--out", str(rows),
+        "-p", "context_lengths=[[6,2]]", "--try", "v_num_grad_steps", "2", "3", "--try", "layers", "[0]",
+    ]  # fmt: skip
+    sweep.main(arguments)
+    told = capsys.readouterr().out
+    kept = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [row["settings"]["v_num_grad_steps"] for row in kept] == ["2", "3"]
+    assert all(0 <= row[name] <= 1 for row in kept for name in ("rel", "gen", "loc"))
+    sweep.main(arguments)
+    assert capsys.readouterr().out == told, "rows that are there are read, not run"
+    assert len(rows.read_text().splitlines()) == 2

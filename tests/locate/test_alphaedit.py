@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ PLACES = [f"transformer.h.{layer}.mlp.c_proj.weight" for layer in (0, 1)]
 def inside(editor: Editor, layer: int) -> Tensor:
     values, vectors = torch.linalg.eigh(matrices_of(editor)[layer])
     return vectors[:, values < TAU]
+
+
+def keys_of(editor: Editor, layer: int, documents: Sequence[str]) -> Tensor:
+    """``[tokens, in]`` what the layer's down-projection reads over the documents, one at a time."""
+    seen: list[Tensor] = []
+    hook = editor.adapter.mlp_out(layer).register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    with torch.no_grad():
+        for document in documents:
+            editor.model(torch.tensor([editor.tokenizer(document)["input_ids"]]))
+    hook.remove()
+    return torch.cat(seen)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "t5"])
@@ -85,6 +97,43 @@ def test_updates_stay_in_the_null_space(rule: dict[str, Any], tmp_path: Path) ->
         assert [s["rank"] for s in patch.state.config["null_spaces"]] == [inside(editor, i).shape[1] for i in (0, 1)]
     else:
         assert patch.state.config["null_spaces"][0]["rule"] == rule["nullspace_rule"]
+
+
+def test_the_patch_tells_how_far_text_moves(tmp_path: Path) -> None:
+    """``tr(Delta C Delta^T)`` of each layer, and its bound."""
+    editor = spread_editor("gpt2", tmp_path, "alphaedit")
+    patch = editor.compute(FIRST)
+    for layer, told in enumerate(patch.state.config["protection"]):
+        delta, matrix = deltas_of(patch)[PLACES[layer]], matrices_of(editor)[layer]
+        ceiling = patch.state.config["null_spaces"][layer]["eigenvalue_below"]
+        assert told["layer"] == layer
+        assert told["moved"] == pytest.approx(float(torch.trace(delta @ matrix @ delta.T)), rel=1e-8)
+        assert told["bound"] == pytest.approx(ceiling * float(delta.norm()) ** 2, rel=1e-8)
+        assert told["moved"] <= told["bound"]
+
+
+def test_held_out_text_is_moved_no_more_than_the_bound_allows() -> None:
+    """3, on a model that knows facts: mean |Delta k|^2 / |Delta|^2 over documents that are in no statistic. MEMIT's
+    update of the same facts is far beyond that."""
+    from kedit_factworld.corpus import PASSES, pass_documents
+    from kedit_factworld.world import build_world
+
+    documents = pass_documents(build_world(), PASSES)[:80]  # the first pass that the shipped statistic has not seen
+    quick: dict[str, Any] = {"v_num_grad_steps": 6, "context_templates": ["{}"]}
+    beyond: dict[str, list[float]] = {}
+    for method in ("alphaedit", "memit"):
+        editor = Editor.from_pretrained("factworld:llama", method=method, hparams=quick)
+        patch = editor.compute(editor.host.dataset("factworld").requests()[:6])
+        if method == "alphaedit":
+            ceilings = [space["eigenvalue_below"] for space in patch.state.config["null_spaces"]]
+        beyond[method] = []
+        for layer, delta in enumerate(deltas_of(patch).values()):
+            keys = keys_of(editor, layer, documents)
+            moved = float((keys.double() @ delta.double().T).square().sum(1).mean() / delta.double().norm() ** 2)
+            beyond[method].append(moved / ceilings[layer])
+    assert len(beyond["alphaedit"]) == 2
+    assert max(beyond["alphaedit"]) <= 2
+    assert min(beyond["memit"]) > 2, "else the test says nothing"
 
 
 def test_l2_in_units_of_ordinary_keys(tmp_path: Path) -> None:

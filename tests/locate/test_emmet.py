@@ -12,9 +12,10 @@ from locate_tools import MIRA, OREN, PARIS, TEMPLATES
 from plain_spread import PlainSpread, deltas_of, equality
 from spread_editors import apart, codes, matrices_of, relative, spread_editor
 
-from kedit_core.errors import InputError, MethodError
+from kedit_core.errors import HyperParamsError, InputError, MethodError
 from kedit_core.testing.snapshot import Snapshot
 from kedit_methods_locate import emmet
+from kedit_methods_locate.hparams import EmmetHyperParams
 from kedit_methods_locate.solvers import EqualitySolver
 
 FACTS = (PARIS, MIRA, OREN)
@@ -143,3 +144,26 @@ def test_what_epsilon_holds_back_is_told(tmp_path: Path) -> None:
     assert codes(result.warnings)["little_is_written"] < 0.1
     quiet = spread_editor("gpt2", tmp_path, "emmet", layers=[1]).edit(FACTS, evaluate=False)
     assert "little_is_written" not in codes(quiet.warnings)
+
+
+# ------------------------------------------------------------------ the ridge in one number
+def test_a_ridge_given_directly_is_lambda(tmp_path: Path) -> None:
+    """Whatever alpha and epsilon are; it is recorded."""
+    memit = spread_editor("gpt2", tmp_path, "memit", mom2_update_weight=20.0).compute(FACTS)
+    for alpha in (1.0, 40.0, 7000.0):
+        made = spread_editor("gpt2", tmp_path, "emmet", mom2_update_weight=alpha, emmet_lambda=9.0, ridge=20.0)
+        patch = made.compute(FACTS)
+        assert apart(patch, memit) < 1e-7
+        assert patch.state.config["ridge"] == pytest.approx(20.0, rel=1e-12)
+        assert patch.hparams["ridge"] == 20.0
+    by_epsilon = spread_editor("gpt2", tmp_path, "emmet", mom2_update_weight=80.0, emmet_lambda=0.25).compute(FACTS)
+    assert apart(by_epsilon, memit) < 1e-7
+    none = spread_editor("gpt2", tmp_path, "emmet", ridge=0.0, layers=[1], context_templates=["{}"]).compute(FACTS)
+    assert none.state.config["ridge"] == 0
+    assert none.state.config["gap_left"] < 1e-6 * none.state.config["turns"][0]["gap"], "no ridge is exact"
+
+
+@pytest.mark.parametrize("wrong", [{"ridge": -1}, {"ridge": 5.0, "exact": True}], ids=str)
+def test_ridges_that_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(HyperParamsError):
+        EmmetHyperParams.from_dict({"layers": [1], **wrong})

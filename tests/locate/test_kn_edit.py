@@ -185,6 +185,29 @@ def test_rephrased_prompts_refine() -> None:
     assert set(columns_of(editor.compute(FACT))) == named(editor, wanted)
 
 
+def test_a_number_of_prompts_refines() -> None:
+    """Neurons of one prompt of three do for a share of 0; the authors ask for three."""
+    prompts = (FACT.prompt, *FACT.rephrase_prompts)
+    probe = editor_of()
+    each = [by_hand(probe, prompt, "Paris", 0.05) for prompt in prompts]
+    for least in (1, 2, 3):
+        editor = editor_of(prompts="rephrase", refine_share=0.0, refine_min_prompts=least, threshold=0.05)
+        wanted = {n for n in frozenset().union(*each) if sum(n in found for found in each) >= least}
+        assert set(columns_of(editor.compute(FACT))) == named(editor, frozenset(wanted))
+        assert wanted
+
+
+def test_an_inclusive_threshold_takes_the_one_at_it() -> None:
+    plain = editor_of()
+    scores = attribute(plain.forward, plain.tokens.pair(FACT.prompt, "Paris"), steps=3).scores
+    level = float(scores.flatten().topk(3).values[-1])
+    counts = [
+        len(columns_of(editor_of(threshold_rule="absolute", threshold=level, threshold_inclusive=each).compute(FACT)))
+        for each in (False, True)
+    ]
+    assert counts == [2, 3]
+
+
 def test_the_share_of_prompts_is_adapted_to_the_relation() -> None:
     """One fact alone: the share moves until its own neurons are two to five, or six rounds are over."""
     sets = [by_hand(editor_of(), prompt, "Paris", 0.01) for prompt in (FACT.prompt, *FACT.rephrase_prompts)]
@@ -277,6 +300,26 @@ def test_an_answer_that_the_model_would_not_give_is_told() -> None:
     found = codes(editor_of(old_answer="given"))
     assert 0 < (found["old_answer_not_predicted"] or 0) < 0.5
     assert "old_answer_not_predicted" not in codes(editor_of(old_answer="predicted"))
+
+
+def test_an_update_larger_than_its_weight_is_told() -> None:
+    """By the block where it is the largest; scaling to the columns helps, as the remedy says."""
+    for settings, large in (({"lambda_old": 0, "lambda_new": 1000.0}, True), ({"lambda_rule": "norm"}, False)):
+        editor = editor_of(**settings)
+        result = editor.edit(FACT, evaluate=False)
+        (record,) = result.patch.state.config["edits"]
+        sizes = [
+            float(op.values.norm() / editor.stack.base(op.place).norm())  # type: ignore[union-attr]
+            for op in result.patch.operations
+        ]
+        assert record["relative_weight_norm"] == pytest.approx(max(sizes), rel=1e-5)
+        told = {warning.code: warning for warning in result.warnings}
+        assert ("large_update" in told) is large
+        if large:
+            assert told["large_update"].number == record["relative_weight_norm"] > 1
+            assert "lambda_rule=norm" in told["large_update"].remedy
+    empty = editor_of(threshold_rule="absolute", threshold=1e6).compute(FACT)
+    assert empty.state.config["edits"][0]["relative_weight_norm"] is None
 
 
 def test_too_few_facts_for_a_frequency_are_told() -> None:

@@ -29,6 +29,15 @@ def test_adaptive_is_a_share_of_the_largest_of_the_whole_table() -> None:
     assert coarse(SCORES, "adaptive", 0.6) == {(1, 0)}
 
 
+def test_a_threshold_may_be_inclusive() -> None:
+    """As in the authors' code; what is not positive never passes."""
+    table = torch.tensor([[0.25, 0.5, -3.0], [1.0, 0.2, 0.0]])
+    assert coarse(table, "adaptive", 0.25) == {(0, 1), (1, 0)}
+    assert coarse(table, "adaptive", 0.25, inclusive=True) == {(0, 0), (0, 1), (1, 0)}
+    assert coarse(table, "absolute", 0.5, inclusive=True) == {(0, 1), (1, 0)}
+    assert coarse(table, "absolute", 0.0, inclusive=True) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
 def test_absolute_and_percentile() -> None:
     assert coarse(SCORES, "absolute", 0.205) == {(0, 1), (1, 0), (1, 2)}
     assert coarse(SCORES, "absolute", 2.0) == frozenset()
@@ -65,6 +74,19 @@ def test_refining_asks_for_more_than_a_share_of_the_prompts() -> None:
     assert refined(prompts, 0.49) == sets("12")[0]
     assert refined(prompts, 0.0) == sets("123456")[0]
     assert refined(sets("12"), 0.7) == sets("12")[0], "with one prompt nothing changes"
+
+
+def test_refining_may_ask_for_a_number_of_prompts() -> None:
+    prompts = sets("12", "13", "124", "12")
+    assert refined(prompts, 0.0, 3) == sets("12")[0]
+    assert refined(prompts, 0.0, 4) == sets("1")[0]
+    assert refined(prompts, 0.8, 3) == sets("1")[0], "the share holds beside it"
+    assert refined(prompts[:2], 0.0, 3) == sets("1")[0], "fewer prompts than that: all of them"
+    assert refined(prompts[:1], 0.0, 3) == sets("12")[0], "with one prompt nothing changes"
+    # five neurons in three of four prompts and one in all: the share alone would have to rise
+    facts = [sets("01234", "01234", "012345", "5")]
+    assert adapted_share(facts, 0.5, 6) == 0.5
+    assert adapted_share(facts, 0.5, 6, least=4) == pytest.approx(0.2), "nothing helps, so it goes down"
 
 
 def test_the_share_is_moved_until_facts_have_two_to_five_neurons() -> None:
@@ -116,7 +138,8 @@ def test_defaults_of_the_sheet() -> None:
      {"threshold_rule": "percentile", "threshold": 100}, {"refine_share": 1.0}, {"max_frequency": 0.0},
      {"negative_prompts": ["{} and {}"]}, {"negative_prompts": [" "]}, {"lambda_old": -1},
      {"lambda_rule": "parity_causal", "lambda_new": 1}, {"change": "erase", "lambda_old": 1}, {"adapt_rounds": 6},
-     {"follow_sign": True, "neuron": "pre"},
+     {"follow_sign": True, "neuron": "pre"}, {"refine_min_prompts": 0, "prompts": "rephrase"},
+     {"refine_min_prompts": 3},
      {"layer": 3}],
     ids=str,
 )  # fmt: skip

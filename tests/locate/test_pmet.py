@@ -29,6 +29,19 @@ def place(editor: Editor, layer: int, projection: str) -> str:
     return view.mlp_out_weight(layer) if projection == "mlp_out" else view.attn_out_weight(layer)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_a_default_run_leaves_the_attention_alone(family: str, tmp_path: Path) -> None:
+    """4: bit for bit, with the patch on the model; the edited layers' down-projections are all that changes."""
+    editor = spread_editor(family, tmp_path, "pmet", dtype=torch.float32)
+    before = {name: value.clone() for name, value in editor.model.state_dict().items()}
+    attention = [editor.adapter.attn_out_weight(layer) for layer in range(editor.adapter.num_layers)]
+    assert set(attention) <= before.keys()
+    editor.edit(FACTS, evaluate=False)
+    after = editor.model.state_dict()
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert changed == [place(editor, layer, "mlp_out") for layer in (0, 1)]
+
+
 def square_root(left: int) -> float:
     return float(left**-0.5)
 

@@ -12,12 +12,12 @@ import torch
 from attrs import evolve
 from locate_tools import MIRA, OREN, PARIS, TEMPLATES
 from plain_spread import PlainSpread, deltas_of, ridge
-from spread_editors import apart, matrices_of, orphaned, relative, spread_editor
+from spread_editors import apart, made_up, matrices_of, orphaned, relative, spread_editor
 
 from kedit_core import Editor, EditPatch, EditRequest
 from kedit_core.testing.snapshot import Snapshot
 from kedit_methods_locate.batch_state import past_keys
-from kedit_methods_locate.stats import Identity
+from kedit_methods_locate.stats import Identity, Statistic, predecessors
 
 SPAIN = evolve(PARIS, prompt="The king of Spain is", subject="Spain", target_new="Brink")
 A, B, C = (PARIS, MIRA), (OREN,), (SPAIN,)
@@ -163,13 +163,13 @@ def test_the_next_edit_of_a_sequence_factorises_nothing_again(
     editor = spread_editor("gpt2", tmp_path, method)
     count = Counter(monkeypatch)
     written(editor, A)
-    # two layers: the statistic's check needs a factor; AlphaEdit decomposes each as well
-    assert count.big == (4 if method == "alphaedit" else 2)
+    # two layers: each a factor, or, for AlphaEdit, which never solves with the statistic, its eigenvectors
+    assert count.big == 2
     small = count.small
     assert small > 0
     for batch in (B, C, [evolve(SPAIN, target_new="Eskel")]):
         written(editor, batch)
-    assert count.big == (4 if method == "alphaedit" else 2)
+    assert count.big == 2
     # a sequence's edit has its own solve a layer, and its predecessor's keys are added once a layer
     solves = 3 * 2
     assert count.small - small == (solves if method == "emmet" else 2 * solves)
@@ -191,3 +191,69 @@ def test_the_identity_remembers_too(tmp_path: Path) -> None:
     careless = spread_editor("gpt2", tmp_path, mom2_adjustment=False, protect_past=False)
     assert apart(written(careless, A, B)[1], second) > 1e-6
     assert Identity(80).width == first.state.tensors["keys.0.mlp_out"].shape[1]
+
+
+# ------------------------------------------------------------------ begun with another statistic
+def others_told(editor: Editor, batch: Sequence[EditRequest]) -> list[tuple[float | None, str]]:
+    """Layer and message of each ``other_statistic`` of an edit."""
+    warnings = editor.edit(batch, evaluate=False).warnings
+    return [(each.number, each.message) for each in warnings if each.code == "other_statistic"]
+
+
+def slightly_other(editor: Editor, changed: int) -> list[Statistic]:
+    """The statistics of both layers, that of one with its keys a little longer."""
+    made = [made_up(editor.adapter, layer) for layer in (0, 1)]
+    return [evolve(each, sum=each.sum * (1.01 if each.layer == changed else 1)) for each in made]
+
+
+@pytest.mark.parametrize("method", [*REMEMBERING, "emmet"])
+def test_a_sequence_that_goes_on_with_another_statistic_is_told(method: str, tmp_path: Path) -> None:
+    first = spread_editor("gpt2", tmp_path, method)
+    assert others_told(first, A) == [] and others_told(first, B) == [], "and none about oneself"
+    joined = EditPatch.join([entry.patch for entry in first.stack.patches])
+    statistics = slightly_other(first, changed=1)
+    (tmp_path / "other").mkdir()
+    other = spread_editor("gpt2", tmp_path / "other", method, statistics=statistics)
+    other.apply(joined)
+    ((layer, message),) = others_told(other, C)
+    assert layer == 1 and "another statistic" in message and joined.id[:12] in message
+    other.restore()
+    assert others_told(other, C) == [], "what was taken off has no part in it"
+
+
+def test_other_methods_statistics_have_no_part(tmp_path: Path) -> None:
+    (patch,) = written(spread_editor("gpt2", tmp_path, "memit"), A)
+    (tmp_path / "other").mkdir()
+    pmet = spread_editor(
+        "gpt2", tmp_path / "other", "pmet", statistics=slightly_other(spread_editor("gpt2", tmp_path), 0)
+    )
+    pmet.apply(patch)
+    assert others_told(pmet, C) == []
+
+
+def test_a_sequence_that_goes_on_in_another_null_space_is_told(tmp_path: Path) -> None:
+    (patch,) = written(spread_editor("gpt2", tmp_path, "alphaedit"), A)
+    spaces = patch.state.config["null_spaces"]
+    rank = spaces[0]["rank"]
+    for settings, told in (
+        ({}, []),
+        # the same directions by another rule in layer 0; layer 1's own rank is another
+        ({"nullspace_rule": "rank", "nullspace_rank": rank}, [i for i in (0, 1) if spaces[i]["rank"] != rank]),
+        ({"nullspace_rule": "rank", "nullspace_rank": rank - 5}, [0, 1]),
+    ):
+        editor = spread_editor("gpt2", tmp_path, "alphaedit", **settings)
+        editor.apply(patch)
+        found = others_told(editor, B)
+        assert [layer for layer, _ in found] == told
+        assert all("another null space" in message for _, message in found)
+
+
+def test_the_same_null_space_in_other_bits_is_not_told(tmp_path: Path) -> None:
+    """Eigenvectors come out a little different on another machine."""
+    editor = spread_editor("gpt2", tmp_path, "alphaedit")
+    (patch,) = written(editor, A)
+    context = editor.context()
+    predecessors.other_null_space(context, 0, patch.state.config["null_spaces"][0]["rank"], "other bits")
+    assert context.warnings == []
+    predecessors.other_null_space(context, 0, 7, "other bits")
+    assert [warning.number for warning in context.warnings] == [0]

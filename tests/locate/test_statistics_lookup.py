@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attrs import evolve
 from click.testing import CliRunner
 from locate_tools import PARIS, TEMPLATES, a_statistic, editor_on
 
@@ -31,6 +32,7 @@ from kedit_methods_locate.stats import (
     check,
     collected,
     key_of,
+    load_statistics,
     lookup,
     sample_rows,
     save_statistics,
@@ -256,6 +258,23 @@ def test_padding_and_truncation_do_not_change_the_tokenizers_digest() -> None:
     assert tokenizer_digest(tiny("llama")[1]) != before
 
 
+def test_what_is_saved_holds_its_summary_outside_the_key(tmp_path: Path) -> None:
+    context = context_of(editor(tmp_path))
+    source = Source(corpus=TextCorpus(TEXT))
+    found = collected(context, [1], source)[1]
+    fields = source.fields(context, 1)
+    assert "summary" not in fields and found.record["key"] == key_of(fields)
+    (kept,) = load_statistics(lookup.cache_file(context, fields))
+    values = torch.linalg.eigvalsh(kept.matrix)
+    summary = kept.record["summary"]
+    assert summary == found.summary() == kept.summary()
+    assert (summary["tokens"], summary["tokens_per_width"]) == (kept.count, kept.count / 80)
+    assert summary["lambda_max"] == pytest.approx(float(values[-1]))
+    assert summary["rank_1e-6"] == int((values > 1e-6 * values[-1]).sum())
+    assert summary["dead_units"] == kept.dead
+    assert cached(context, [1], source)[1].digest == found.digest
+
+
 # ------------------------------------------------------------------ interrupted, sampled
 def test_an_interrupted_collection_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source(corpus=TextCorpus(TEXT))
@@ -352,6 +371,47 @@ def test_what_is_doubtful_is_said(tmp_path: Path) -> None:
     check(context, Statistic(1, nearly_dead, 1600, known))
     assert codes(context) == {"statistics_ill_conditioned"}
     assert context.warnings[0].number > 1e10
+
+
+def test_what_is_not_solved_with_is_not_factorised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Statistic, "factorised", None)
+    context = context_of(editor(tmp_path))
+    keys = torch.randn(40, 80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    keys[:, :3] = 0
+    check(context, Statistic.from_sum(1, keys.T @ keys, 40, {"weights": "known"}), factorise=False)
+    assert codes(context) == {"statistics_few_tokens"}
+
+
+def test_a_statistic_of_a_narrower_dtype_is_told(tmp_path: Path) -> None:
+    """Its key is the same, since weights are compared in float32; the keys it was taken from were not."""
+    source = Source(corpus=TextCorpus(TEXT))
+
+    def cast(*dtypes: torch.dtype) -> Any:
+        made = editor(tmp_path)
+        for dtype in dtypes:
+            made.model.to(dtype)
+        return context_of(made)
+
+    half = cast(torch.bfloat16)
+    assert collected(half, [1], source)[1].record["dtype"] == "bfloat16"
+    whole = cast(torch.bfloat16, torch.float32)
+    for context, told in ((half, 0), (whole, 1)):
+        check(context, cached(context, [1], source)[1], 1e-3)
+        narrower = [w for w in context.warnings if w.code == "statistics_narrower_dtype"]
+        assert len(narrower) == told
+    path = lookup.cache_file(whole, source.fields(whole, 1))
+    assert (narrower[0].number, narrower[0].remedy) == (2**-7, f"delete {path}, and it is collected anew")
+    path.unlink()
+    fresh = cast(torch.bfloat16, torch.float32)
+    found = collected(fresh, [1], source)[1]  # the remedy helps
+    for context in (fresh, cast(torch.float64), half):
+        check(context, found, 1e-3)
+        assert "statistics_narrower_dtype" not in {w.code for w in context.warnings}, "sums are kept in float32"
+    given = cast(torch.float16)
+    given.options["stats"] = tmp_path / "given.safetensors"
+    check(given, evolve(found, record={**found.record, "dtype": "bfloat16"}), 1e-3)
+    (warning,) = [w for w in given.warnings if w.code == "statistics_narrower_dtype"]
+    assert "--dtype float16" in warning.remedy and "--stats" in warning.remedy
 
 
 def test_a_search_that_misses_and_an_update_that_is_too_large_are_said(tmp_path: Path) -> None:

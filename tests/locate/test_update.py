@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from kedit_core import Editor
 from kedit_core.errors import MethodError
 from kedit_core.patches import LowRankDelta
 from kedit_methods_locate.rows import rewrite
+from kedit_methods_locate.sizes import relative_weight_norm
 from kedit_methods_locate.stats import Statistic, save_statistics
 from kedit_methods_locate.update import direction, rank_one
 
@@ -206,3 +208,56 @@ def test_several_requests_are_written_one_after_another(tmp_path: Path) -> None:
     assert [op.type for op in both.operations] == ["low_rank_delta", "low_rank_delta"]
     assert both.state.config["context_templates"] == list(TEMPLATES)
     assert not editor.stack.patches
+
+
+# ------------------------------------------------------------------ size
+def hardly_used(unit: int) -> Statistic:
+    """A statistic of text that makes one unit of layer 1 active ten thousand times less than the others."""
+    total = a_statistic(1, 80).sum.clone()
+    total[unit] *= 1e-4
+    total[:, unit] *= 1e-4
+    return Statistic(1, total, 1600, {})
+
+
+@pytest.mark.parametrize("method", ["rome", "r_rome"])
+def test_an_update_along_what_text_hardly_uses_is_told(method: str, tmp_path: Path) -> None:
+    """Nothing shows on ordinary text, so only the size against the weight can tell; the remedy that is named helps."""
+    sizes = []
+    for ridge in (0.0, 1e-2):
+        editor = editor_on("gpt2", tmp_path, method, mom2_ridge=ridge, v_lr=0.1, v_num_grad_steps=6)
+        path = tmp_path / f"{ridge}.safetensors"
+        save_statistics(path, [hardly_used(7)])
+        editor.options["stats"] = path
+        result = editor.edit(PARIS, evaluate=False)
+        weight = editor.stack.base(editor.adapter.mlp_out_weight(1)).norm()
+        (record,) = result.patch.state.config["edits"]
+        assert record["relative_weight_norm"] == pytest.approx(float(delta_of(result.patch).norm() / weight), rel=1e-9)
+        told = [warning for warning in result.warnings if warning.code == "large_update"]
+        assert [warning.number for warning in told] == [record["relative_weight_norm"]] * (ridge == 0)
+        assert all("mom2_ridge" in warning.remedy and PARIS.prompt in warning.message for warning in told)
+        sizes.append(record["relative_weight_norm"])
+    assert sizes[0] > 1 > sizes[1]
+
+
+def test_a_large_update_is_told_without_a_statistic(tmp_path: Path) -> None:
+    for rate, large in ((0.1, False), (500.0, True)):
+        editor = editor_on(
+            "gpt2", tmp_path, mom2_adjustment=False, v_lr=rate, v_num_grad_steps=6, clamp_norm_factor=None
+        )
+        result = editor.edit(PARIS, evaluate=False)
+        told = {warning.code: warning for warning in result.warnings}
+        assert ("large_update" in told) is large
+        (record,) = result.patch.state.config["edits"]
+        assert (record["relative_weight_norm"] > 1) is large
+    assert told["large_update"].number == record["relative_weight_norm"]
+    assert "mom2_adjustment" in told["large_update"].remedy and "mom2_ridge" not in told["large_update"].remedy
+
+
+def test_packed_weights_have_no_size(tmp_path: Path) -> None:
+    """What is stored as packed integers says nothing of the weight; a weight of zeros makes any update huge."""
+    weights = {"packed": torch.ones(4, dtype=torch.uint8), "zero": torch.zeros(4), "half": torch.ones(4).bfloat16()}
+    context: Any = SimpleNamespace(stack=SimpleNamespace(base=weights.__getitem__))
+    assert relative_weight_norm(context, "packed", 3.0) is None
+    assert relative_weight_norm(context, "half", 3.0) == 1.5
+    found = relative_weight_norm(context, "zero", 3.0)
+    assert found is not None and 1e30 < found < float("inf")

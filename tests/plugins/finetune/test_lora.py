@@ -19,7 +19,7 @@ from kedit_methods_finetune.hparams import AdaLoraHyperParams, LoraHyperParams
 from kedit_methods_finetune.hparams.lora import AdapterHyperParams
 from kedit_methods_finetune.lora.adapters import Adapters, Dropout, SvdAdapters
 from kedit_methods_finetune.lora.targets import find_targets
-from kedit_methods_finetune.lora.training import fact_losses, train
+from kedit_methods_finetune.lora.training import Chunk, train
 from kedit_methods_finetune.questions import facts_of
 
 FACT = EditRequest(prompt="The capital of France is", subject="France", target_new="Rome")
@@ -178,7 +178,8 @@ def test_padded_batches_give_the_loss_of_rows_one_by_one(family: str, side: Any)
     """Against log-probabilities of whole unpadded rows; tokens of the prompt and pads enter nowhere."""
     editor = editor_on(family, dtype=torch.float64)
     facts = facts_of(editor.tokens, [FACT, OTHER])
-    found = fact_losses(editor.context().forward, facts, grad=False, side=side)
+    forward = editor.context().forward
+    found = Chunk.of(forward, facts, side).losses(forward, grad=False)
     assert len({len(fact.prompt) for fact in facts}) == len({len(fact.target) for fact in facts}) == 2
     for fact, loss in zip(facts, found, strict=True):
         if editor.adapter.is_encoder_decoder:
@@ -236,7 +237,8 @@ def test_dropout_is_off_when_the_result_is_measured() -> None:
     """The recorded loss is the edited model's own."""
     editor = editor_on("gpt2", num_steps=6, dropout=0.5)
     result = editor.edit([FACT], evaluate=False)
-    loss = fact_losses(editor.context().forward, facts_of(editor.tokens, [FACT]), grad=False)
+    forward = editor.context().forward
+    loss = Chunk.of(forward, facts_of(editor.tokens, [FACT])).losses(forward, grad=False)
     assert result.patch.state.config["edits"] == [{"loss": pytest.approx(loss.item(), abs=1e-5)}]
     editor.restore()
 

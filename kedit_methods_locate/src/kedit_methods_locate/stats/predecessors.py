@@ -55,6 +55,6 @@ def _say(context: EditContext, layer: int, patch: str, what: str) -> None:
         "other_statistic",
         float(layer),
         "go on with what the sequence was begun with (--stats, --corpus, nullspace_*), or take its patches off first",
-        f"at layer {layer} this edit stands on another {what} than the patch {patch[:12]} of this method that is on the "
-        "model: the two leave different directions alone",
+        f"at layer {layer} this edit stands on another {what} than the patch {patch[:12]} of this method, which is on "
+        "the model: the two leave different directions alone",
     )

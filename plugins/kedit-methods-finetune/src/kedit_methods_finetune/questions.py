@@ -6,20 +6,16 @@ weigh as much as short ones; it is taken in float32, or wider where the model is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from attrs import frozen
 from torch import Tensor
 
-from kedit_core.editing import EditContext
 from kedit_core.errors import InputError
 from kedit_core.forward import Batch, ForwardTools, Side, TokenBoundary
 from kedit_core.requests import EditRequest
 from kedit_methods_finetune.hparams.ft import Objective
-
-_REACHED = 0.5  # probability of a target's token, geometric mean
 
 
 @frozen
@@ -55,6 +51,8 @@ class Questions:
         cell: ``[m]`` for each asked token, the cell where it is asked for.
         token: ``[m]`` its id.
         share: ``[rows, m]`` how much it counts in each row's loss: 1/T for the row's own T tokens, else 0.
+
+    All are where the batch is, so that questions asked again and again are not sent there again.
     """
 
     batch: Batch
@@ -87,25 +85,12 @@ class Questions:
         lengths = torch.tensor([len(fact.target) for fact in facts])
         share = torch.diag(1 / lengths.double()).repeat_interleave(lengths, dim=1)
         token = torch.tensor([i for fact in facts for i in fact.target])
-        return cls(batch, torch.tensor(cells), torch.tensor(cell), token, share)
+        home = batch.input_ids.device
+        laid = (torch.tensor(cells), torch.tensor(cell), token, share)
+        return cls(batch, *(each.to(home) for each in laid))
 
     def losses(self, logits: Tensor) -> Tensor:
         """``[rows]`` each fact's loss, from logits ``[n, vocabulary]`` at ``cells``."""
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         asked = wide[self.cell.to(wide.device), self.token.to(wide.device)]
         return -(self.share.to(wide) @ asked)
-
-
-def warn_missed(context: EditContext, losses: Sequence[float], remedy: str) -> None:
-    """Warn ``target_not_reached`` when targets are still unlikely after the last step.
-
-    losses: of each fact, mean over its target's tokens.
-    """
-    missed = sum(math.exp(-loss) < _REACHED for loss in losses)
-    if missed:
-        context.warn(
-            "target_not_reached",
-            missed / len(losses),
-            remedy,
-            f"training left {missed} of {len(losses)} targets below a probability of {_REACHED} a token",
-        )

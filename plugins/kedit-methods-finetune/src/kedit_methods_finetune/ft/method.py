@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
+
+import torch
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
@@ -16,8 +17,10 @@ from kedit_methods_finetune.ft.batches import minibatches, step_bytes
 from kedit_methods_finetune.ft.limits import Limits, settled
 from kedit_methods_finetune.ft.places import places_of
 from kedit_methods_finetune.ft.training import Trained, Trainer, limits_of, train
+from kedit_methods_finetune.guards import warn_large, warn_missed
 from kedit_methods_finetune.hparams import FtBfHyperParams, FtHyperParams
-from kedit_methods_finetune.questions import Fact, facts_of, warn_missed
+from kedit_methods_finetune.questions import Fact, facts_of
+from kedit_methods_finetune.timing import seconds_of
 
 _STUCK = 0.5  # share of entries that a bound leaves no room
 
@@ -51,6 +54,7 @@ class FineTuning:
             _warn_stuck(context, trained.limits)
         losses = trained.losses[len(earlier) :]
         warn_missed(context, losses, "raise num_steps, lr or norm_constraint, or choose another layer")
+        warn_large(context, operations, "lower lr or num_steps, raise stop_loss, or set or lower norm_constraint")
         state: dict[str, Any] = {
             "epochs": list(trained.epochs),
             "steps": trained.steps,
@@ -64,15 +68,17 @@ class FineTuning:
 
     @hookimpl
     def plan(self, context: EditContext, requests: Sequence[EditRequest], hparams: FtHyperParams) -> Mapping[str, Any]:
-        """The weights that will change, the memory beside the model, and at most how long it takes, from one step."""
+        """The weights that will change, memory and size of the file, and at most how long it takes, from one step."""
         places = places_of(context.adapter, hparams)
         facts = facts_of(context.tokens, requests, hparams.append_eos)
         # in batch all requests come in one call; else they are taken to come one by one
-        size = min(hparams.batch_size, len(facts)) if context.scenario == "batch" else 1
+        rounds = 1 if context.scenario == "batch" else len(facts)
+        size = min(hparams.batch_size, len(facts)) if rounds == 1 else 1
         seconds, way = _timed_step(context, places, facts[:size], hparams)
         steps = hparams.num_steps * math.ceil(len(facts) / size)
         parameters = dict(context.model.named_parameters())
         trained = sum(parameters[name].numel() for name in places)
+        patch = sum(parameters[name].numel() * _wide(parameters[name].dtype).itemsize for name in places)
         stored = sum(parameters[name].nbytes for name in places)
         weights = 2 * stored + 20 * trained
         if hparams.norm_constraint is not None:
@@ -82,11 +88,12 @@ class FineTuning:
         return {
             "places": list(places),
             "memory_bytes": weights + min(step, context.memory_budget),
+            "patch_bytes": rounds * patch,
             "seconds": seconds * steps,
             "notes": [
                 f"at most {hparams.num_steps} epochs of {math.ceil(len(facts) / size)} steps, {seconds:.2g} s each; "
                 f"training ends as soon as the loss is below {hparams.stop_loss}",
-                f"each step runs {way}; a patch holds {4 * trained / 1e6:.1f} MB",
+                f"each step runs {way}; a patch holds {patch / 1e6:.1f} MB",
             ],
         }
 
@@ -107,6 +114,9 @@ class FtL(FineTuning):
     Zhu et al. 2020 (arXiv 2012.00363), as the baseline FT+L of Meng et al. 2022 (arXiv 2202.05262). Without a bound
     this is their FT. A baseline of the literature rather than a method to use: later tokens of a target are never
     taught in their place.
+
+    Memory beside the model, for P trained numbers stored in b bytes: P (2 b + 20) bytes, P (2 b + 24) more with the
+    bound, and the context's memory budget; the patch holds 4 P (see :class:`FineTuning`).
     """
 
 
@@ -114,6 +124,9 @@ class FtM(FineTuning):
     """FT-M: each token of the target asked for in its place, prompt and padding masked; the baseline to compare with.
 
     The corrected objective of EasyEdit (2024). Requests of a call are taken in order, ``batch_size`` at a time.
+
+    Memory beside the model, for P trained numbers stored in b bytes: P (2 b + 20) bytes and the context's memory
+    budget, however many the requests; the patch holds 4 P (see :class:`FineTuning`).
     """
 
 
@@ -127,6 +140,10 @@ class FtBf(FineTuning):
     patches of this method that are still on the model join the epochs (an earlier fact with the same prompt as a new
     one does not), and a sequence of single facts is breadth-first too, at the price of rounds that grow. A private
     patch cannot be replayed: warning ``private_facts``.
+
+    Memory beside the model, for P trained numbers stored in b bytes: P (2 b + 20) bytes and the context's memory
+    budget, however many the requests, and with ``replay`` the ids of all facts; the patch holds 4 P (see
+    :class:`FineTuning`).
     """
 
     def shuffles(self, hparams: FtHyperParams) -> bool:
@@ -182,9 +199,11 @@ def _timed_step(
     limits = limits_of(context, places, hparams)
     with context.trainable(places) as masters, evaluating(context.model):
         (batch,) = minibatches(context, masters, facts, range(len(facts)), hparams)
-        trainer = Trainer(masters, limits, hparams)
-        marks = [time.perf_counter()]
-        for _ in range(3):
-            trainer.step(batch)
-            marks.append(time.perf_counter())
-        return min(marks[2] - marks[1], marks[3] - marks[2]), batch.parts[0].path.told
+        trainer = Trainer(masters, limits, hparams, len(facts))
+        seconds = seconds_of(lambda: trainer.step(batch), masters[places[0]].device)
+        return seconds, batch.parts[0].path.told
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What a delta of a weight of this dtype is stored in."""
+    return torch.promote_types(dtype, torch.float32)

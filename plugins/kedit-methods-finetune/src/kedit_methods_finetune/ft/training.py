@@ -7,7 +7,6 @@ back into their limits, where there are any.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,15 +15,16 @@ from attrs import frozen
 from torch import Tensor
 
 from kedit_core.editing import EditContext, Masters
-from kedit_core.errors import MethodError
 from kedit_core.forward import evaluating
 from kedit_methods_finetune.ft.batches import MiniBatch, minibatches
 from kedit_methods_finetune.ft.limits import Limits
 from kedit_methods_finetune.hparams.ft import FtHyperParams
 from kedit_methods_finetune.questions import Fact
+from kedit_methods_finetune.readings import Readings, finite
 
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
+_REMEDY = "lower lr, set norm_constraint, or run the model in float32 or bfloat16"
 
 
 @frozen(eq=False)
@@ -53,43 +53,38 @@ class Trained:
 class Trainer:
     """One optimiser on some weights; made and used inside ``context.trainable``.
 
-    Raises MethodError (from :meth:`step`) when a loss is not finite.
+    facts: how many an epoch goes over. Raises MethodError (from :meth:`step` or ``readings``) when a loss is not
+    finite.
     """
 
-    def __init__(self, masters: Masters, limits: Mapping[str, Limits], hparams: FtHyperParams) -> None:
-        self.masters, self.limits, self.hparams = masters, limits, hparams
+    def __init__(self, masters: Masters, limits: Mapping[str, Limits], hparams: FtHyperParams, facts: int) -> None:
+        self.masters, self.limits = masters, limits
+        self.readings = Readings(facts, hparams.stop_loss, _REMEDY)
         self.adam = torch.optim.Adam(
             masters.parameters(), lr=hparams.lr, betas=_BETAS, eps=_EPS, weight_decay=hparams.weight_decay
         )
-        self.steps = 0
 
-    def step(self, batch: MiniBatch) -> float:
-        """The mini-batch's mean loss, and a step against it unless it is low enough already."""
-        stop, value = self.hparams.stop_loss, 0.0
-        for part in batch.parts:
-            with torch.enable_grad():
+    def step(self, batch: MiniBatch) -> None:
+        """A step against the mini-batch's mean loss, unless that is low enough already."""
+        found: list[Tensor] = []
+        alone = len(batch.parts) == 1
+        with torch.enable_grad():
+            for part in batch.parts:
                 loss = part.losses().sum() / batch.size
-                value += float(loss.detach())
+                found.append(loss.detach().double())
                 # the loss of a batch in parts is known at its end only
-                if len(batch.parts) > 1 or value >= stop:
+                if not alone:
                     loss.backward()  # type: ignore[no-untyped-call]
-            self._refuse_infinite(value)
+            wanted = self.readings.wants_step(sum(found[1:], found[0]), batch.size)
+            if wanted and alone:
+                loss.backward()  # type: ignore[no-untyped-call]
         self.masters.collect()
-        if value >= stop:
+        if wanted:
             self.adam.step()
-            self.steps += 1
         self.adam.zero_grad()
         for name, limit in self.limits.items():
             limit.clip(self.masters[name])
         self.masters.write()
-        return value
-
-    def _refuse_infinite(self, value: float) -> None:
-        if not math.isfinite(value):
-            raise MethodError(
-                f"the fine-tuning loss is {value} after {self.steps} steps; lower lr, set norm_constraint, or run the "
-                "model in float32 or bfloat16"
-            )
 
 
 def train(
@@ -105,21 +100,20 @@ def train(
     with context.trainable(places) as masters, evaluating(context.model):
         order = _order(context, len(facts), shuffle)
         batches = minibatches(context, masters, facts, order, hparams)
-        trainer = Trainer(masters, limits, hparams)
-        epochs: list[float] = []
+        trainer = Trainer(masters, limits, hparams, len(facts))
         with context.progress("fine-tuning", total=float(hparams.num_steps)) as shown:
             for _ in range(hparams.num_steps):
-                taken = [batches[i] for i in _order(context, len(batches), shuffle)]
-                epochs.append(sum(trainer.step(batch) * batch.size for batch in taken) / len(facts))
+                for i in _order(context, len(batches), shuffle):
+                    trainer.step(batches[i])
                 shown.advance()
-                if epochs[-1] < hparams.stop_loss:
+                if trainer.readings.end_epoch():
                     break
         reached = {name: masters[name].detach().to(limit.anchor.dtype) for name, limit in limits.items()}
         return Trained(
             deltas={name: masters.delta(name) for name in places},
-            epochs=tuple(epochs),
-            steps=trainer.steps,
-            losses=_losses(batches, len(facts)),
+            epochs=trainer.readings.epochs(),
+            steps=trainer.readings.steps,
+            losses=_losses(batches, len(facts), trainer.readings.steps),
             limits=limits,
             saturated={name: limit.saturated(reached[name]) for name, limit in limits.items()},
             optimizer=trainer.adam.state_dict(),
@@ -139,10 +133,12 @@ def _order(context: EditContext, count: int, shuffle: bool) -> list[int]:
     return torch.randperm(count, generator=context.generator).tolist() if shuffle else list(range(count))
 
 
-def _losses(batches: Sequence[MiniBatch], count: int) -> tuple[float, ...]:
+def _losses(batches: Sequence[MiniBatch], count: int, steps: int) -> tuple[float, ...]:
+    """Each fact's loss with the weights as they are now."""
     found = [0.0] * count
+    parts = [part for batch in batches for part in batch.parts]
     with torch.no_grad():
-        for part in (part for batch in batches for part in batch.parts):
-            for fact, loss in zip(part.facts, part.losses().tolist(), strict=True):
-                found[fact] = loss
+        losses = torch.cat([part.losses() for part in parts]).tolist()
+    for fact, loss in zip((fact for part in parts for fact in part.facts), losses, strict=True):
+        found[fact] = finite(loss, steps, _REMEDY)
     return tuple(found)

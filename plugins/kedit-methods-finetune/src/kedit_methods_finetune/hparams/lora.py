@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias, get_args
 
-from attrs import field, frozen, validators
+from attrs import Factory, field, frozen, validators
 
 from kedit_core.hparams import HyperParams
 
@@ -19,6 +19,11 @@ def _names(instance: Any, attribute: Any, value: tuple[str, ...]) -> None:
 def _layers(instance: Any, attribute: Any, value: tuple[int, ...]) -> None:
     if list(value) != sorted(set(value)) or (value and value[0] < 0):
         raise ValueError(f"{attribute.name} must be block numbers from 0, each once, ascending; () means all")
+
+
+def _usual_loss(instance: Any) -> Loss:
+    # a draft whose parity is no truth value is asked too
+    return "token" if getattr(instance, "parity", False) else "request"
 
 
 @frozen(kw_only=True)
@@ -36,8 +41,9 @@ class AdapterHyperParams(HyperParams):
         lr: learning rate of Adam; a fresh one for every round.
         weight_decay: L2 on the adapters' weights, as torch's Adam has it.
         batch_size: requests in a chunk.
-        loss: ``token`` takes the mean over all target tokens of a chunk, ``request`` the mean over each request's
-            tokens first. The same for a chunk of one.
+        loss: ``request`` takes the mean over each request's target tokens first, so that a long target counts no more
+            than a short one; ``token`` the mean over all target tokens of a chunk, as published comparisons ran. The
+            same for a chunk of one.
         append_eos: the target ends with the tokenizer's end-of-sequence token, so that the model learns to stop there.
         stop_loss: a chunk whose loss is below this makes no step, and an epoch whose mean is, is the last; 0 makes all
             steps.
@@ -51,7 +57,7 @@ class AdapterHyperParams(HyperParams):
     lr: float = field(default=5e-3, validator=validators.gt(0))
     weight_decay: float = field(default=0.0, validator=validators.ge(0))
     batch_size: int = field(default=1, validator=validators.ge(1))
-    loss: Loss = field(default="token", validator=validators.in_(get_args(Loss)))
+    loss: Loss = field(default="request", validator=validators.in_(get_args(Loss)))
     append_eos: bool = False
     stop_loss: float = field(default=0.0, validator=validators.ge(0))
 
@@ -74,11 +80,12 @@ class AdaLoraHyperParams(AdapterHyperParams):
     Attributes:
         init_rank: of each adapter at first; alpha is divided by this, also when ranks have been taken away.
         target_rank: mean rank of an adapter in the end.
-        parity: no ranks are taken away: what published comparisons ran under the name of AdaLoRA, LoRA of rank
-            ``init_rank`` in SVD form with the orthogonality loss.
+        parity: no ranks are taken away, and ``loss`` is ``token`` unless it is given: what published comparisons ran
+            under the name of AdaLoRA, LoRA of rank ``init_rank`` in SVD form with the orthogonality loss.
         tinit: steps before the first rank is taken away.
         tfinal: steps after the last one.
-        delta_t: steps from one allocation to the next.
+        delta_t: steps from one allocation to the next; between them a rank may come back. The last step of all ends
+            with an allocation whatever this is.
         beta1, beta2: smoothing of the importance of weights, and of its uncertainty.
         orthogonality: weight of the loss that keeps the singular vectors orthogonal.
     """
@@ -86,6 +93,7 @@ class AdaLoraHyperParams(AdapterHyperParams):
     init_rank: int = field(default=12, validator=validators.ge(1))
     target_rank: int = field(default=8, validator=validators.ge(1))
     parity: bool = False
+    loss: Loss = field(default=Factory(_usual_loss, takes_self=True), validator=validators.in_(get_args(Loss)))
     tinit: int = field(default=0, validator=validators.ge(0))
     tfinal: int = field(default=0, validator=validators.ge(0))
     delta_t: int = field(default=1, validator=validators.ge(1))

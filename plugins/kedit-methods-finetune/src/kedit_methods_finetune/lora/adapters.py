@@ -33,7 +33,7 @@ def require_peft(context: EditContext) -> Any:
 class Dropout(nn.Module):
     """Inputs left out at random while ``on``, drawn from a generator of the edit's own and not from the global one.
 
-    Drawn on the CPU, so that an edit is the same on every kind of device.
+    Drawn where the inputs are: on an accelerator by a generator there, which the edit's own one seeds.
     """
 
     def __init__(self, share: float, generator: torch.Generator) -> None:
@@ -41,6 +41,7 @@ class Dropout(nn.Module):
         self.share = share
         self.generator = generator
         self.on = False
+        self._there: dict[torch.device, torch.Generator] = {}
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -55,8 +56,16 @@ class Dropout(nn.Module):
         """``[..., in]``, some of it zero and the rest scaled up, or as it is."""
         if not self.on or self.share == 0:
             return value
-        kept = torch.rand(value.shape, generator=self.generator, device="cpu") >= self.share
-        return value * (kept.to(value.device).to(value.dtype) / (1 - self.share))
+        kept = torch.rand(value.shape, generator=self._on(value.device), device=value.device) >= self.share
+        return value * (kept.to(value.dtype) / (1 - self.share))
+
+    def _on(self, device: torch.device) -> torch.Generator:
+        if device.type == "cpu":
+            return self.generator
+        if device not in self._there:
+            seed = int(torch.randint(2**62, (), generator=self.generator))
+            self._there[device] = torch.Generator(device).manual_seed(seed)
+        return self._there[device]
 
 
 class Adapters:
@@ -155,13 +164,16 @@ class SvdAdapters(Adapters):
     """AdaLoRA's layers: ``W + alpha/init_rank * B diag(E) A``, E zero at first, A and B normal with deviation 0.02.
 
     Unless ``parity``, ranks are taken away in the course of the steps where they matter least, by setting entries of E
-    to zero, until ``target_rank`` a layer are left on average.
+    to zero, until ``target_rank`` a layer are left on average. The last step leaves no more, also where the schedule
+    has no allocation there: Adam lets ranks grow back after one.
     """
 
     settings: AdaLoraHyperParams
+    steps: int
 
     def _tuner(self, peft: Any, hparams: AdapterHyperParams, steps: int) -> Any:
         self.settings = hparams = cast(AdaLoraHyperParams, hparams)
+        self.steps = steps
         config = peft.AdaLoraConfig(
             init_r=hparams.init_rank,
             target_r=hparams.target_rank,
@@ -200,6 +212,10 @@ class SvdAdapters(Adapters):
             if parameter.grad is None:  # a projection that this batch did not run; peft expects a gradient of each
                 parameter.grad = torch.zeros_like(parameter)
         self.tuner.update_and_allocate(step)
+        if step == self.steps - 1 and self.settings.tfinal == 0:
+            # with steps after the last allocation peft keeps them at its ranks
+            allocator = self.tuner.rankallocator
+            allocator.mask_to_budget(self.tuner.model, allocator.target_bgt)
 
     def factors(self, layer: Any) -> tuple[Tensor, Tensor]:
         """E is folded into A, and ranks that were taken away are left out."""
