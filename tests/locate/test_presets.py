@@ -25,8 +25,8 @@ MISTRAL = ("MistralForCausalLM", 32, 4096)
 QWEN = ("Qwen2ForCausalLM", 28, 3584)
 T5_3B = ("T5ForConditionalGeneration", 24, 1024)
 
-# shape -> first and last layer, steps, rate, decay, clamp, lambda (specification: MEMIT, section 5). The first two are
-# not published: five layers around ROME's, and a lambda of twice the MLP's inner size.
+# shape -> first and last layer, steps, rate, decay, clamp, lambda (specification: MEMIT, section 5). The first two
+# and the last three are not published: five layers around ROME's, and a lambda of twice the MLP's inner size.
 MEMIT = {
     GPT2_MEDIUM: (6, 10, 20, 0.5, 0.5, 0.75, 8192),
     GPT2_LARGE: (10, 14, 20, 0.5, 0.5, 0.75, 10240),
@@ -37,6 +37,9 @@ MEMIT = {
     LLAMA_32: (4, 8, 25, 0.5, 1e-3, 4, 15000),
     MISTRAL: (4, 8, 25, 0.5, 1e-3, 4, 15000),
     QWEN: (4, 8, 25, 0.5, 1e-3, 4, 15000),
+    NEO_SMALL: (2, 6, 20, 0.5, 0.5, 0.75, 16384),
+    NEO: (3, 7, 20, 0.5, 0.5, 0.75, 20480),
+    (*T5_3B, 16384): (2, 6, 20, 0.5, 0.5, 0.75, 32768),  # its encoder
 }
 # shape -> layer, steps, decay, clamp, alpha, lambda = alpha * epsilon (specification: MEMIT, section 4)
 EMMET = {
@@ -57,6 +60,9 @@ PMET = {
     GPT2_LARGE: (10, 14, 20, 0.5, 0.5, 0.75, 1, 10240),
     MISTRAL: (4, 8, 25, 0.5, 1e-3, 4, 1, 15000),
     QWEN: (4, 8, 25, 0.5, 1e-3, 4, 1, 15000),
+    NEO_SMALL: (2, 6, 20, 0.5, 0.5, 0.75, 1, 16384),
+    NEO: (3, 7, 20, 0.5, 0.5, 0.75, 1, 20480),
+    (*T5_3B, 16384): (2, 6, 20, 0.5, 0.5, 0.75, 1, 32768),
 }
 # shape -> first and last layer, steps, rate, decay, clamp, rule, tau, L2, its unit (specification: AlphaEdit, section
 # 4); where it gives no row, MEMIT's with the energy rule
@@ -71,6 +77,9 @@ ALPHAEDIT = {
     NEOX: (6, 10, 20, 0.5, 0.5, 0.8, "energy", 0.02, 0.1, "keys"),
     LLAMA_32: (4, 8, 25, 0.5, 1e-3, 4, "energy", 0.02, 0.1, "keys"),
     MISTRAL: (4, 8, 25, 0.5, 1e-3, 4, "energy", 0.02, 0.1, "keys"),
+    NEO_SMALL: (2, 6, 20, 0.5, 0.5, 0.75, "energy", 0.02, 0.1, "keys"),
+    NEO: (3, 7, 20, 0.5, 0.5, 0.75, "energy", 0.02, 0.1, "keys"),
+    (*T5_3B, 16384): (2, 6, 20, 0.5, 0.5, 0.75, "energy", 0.02, 0.1, "keys"),
 }
 # shape -> threshold (specification: KN, section 5); 20 steps for all, also where later code takes one
 KN = {
@@ -140,6 +149,17 @@ def test_memit(shape: tuple[str, int, int]) -> None:
     assert (*shared(h), h.mom2_update_weight) == MEMIT[shape]
     assert (h.kl_factor, h.spread) == (0.0625, "linear")
     assert h.mom2_documents == (50_000 if shape == NEOX else 100_000)
+
+
+@pytest.mark.parametrize("method", ["memit", "pmet", "alphaedit"])
+def test_what_is_not_published_says_so(method: str) -> None:
+    """Settings that nobody has tried are marked as a start, and go by the depth as for a model without a preset."""
+    starts = {preset.name: preset for preset in presets_of(method) if preset.name.startswith(("gpt-neo-", "t5-"))}
+    assert set(starts) == {"gpt-neo-1.3b", "gpt-neo-2.7b", "t5-3b"}
+    for preset in starts.values():
+        assert preset.origin.startswith("not published; a start") and "trace and sweep" in preset.origin
+        by_depth = settings_of(method).for_depth(preset.shapes[0])
+        assert tuple(preset.hparams["layers"]) == tuple(by_depth["layers"])
 
 
 @pytest.mark.parametrize("shape", EMMET, ids=str)

@@ -224,9 +224,8 @@ def test_a_sequence_that_goes_on_with_another_statistic_is_told(method: str, tmp
 def test_other_methods_statistics_have_no_part(tmp_path: Path) -> None:
     (patch,) = written(spread_editor("gpt2", tmp_path, "memit"), A)
     (tmp_path / "other").mkdir()
-    pmet = spread_editor(
-        "gpt2", tmp_path / "other", "pmet", statistics=slightly_other(spread_editor("gpt2", tmp_path), 0)
-    )
+    statistics = slightly_other(spread_editor("gpt2", tmp_path), changed=0)
+    pmet = spread_editor("gpt2", tmp_path / "other", "pmet", statistics=statistics)
     pmet.apply(patch)
     assert others_told(pmet, C) == []
 

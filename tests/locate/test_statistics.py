@@ -1,8 +1,8 @@
 """Second-moment statistics: acceptance checks 1 to 7, 9 and 10, resuming, files, and what is said of doubtful ones.
 
-Check 8, nearness to the authors' own files for gpt2-medium and gpt2-xl, has no test: it needs a statistics file of their
-server (64 and 156 MiB), the model itself and Wikipedia, and tests run on what is in the repository. The file format is
-tested (check 9), so whoever has these can compare: ``load_npz`` gives their C, ``kedit stats`` ours.
+Check 8, nearness to the authors' own files for gpt2-medium and gpt2-xl, has no test: it needs a file of their server
+(64 and 156 MiB), the model itself and Wikipedia, and tests run on what is in the repository. The file format is tested
+(check 9), so whoever has these can compare: ``load_npz`` gives their C, ``kedit stats`` ours.
 """
 
 from __future__ import annotations

@@ -126,7 +126,8 @@ class Group:
     """torch.distributed of two processes whose numbers are equal."""
 
     def __init__(self, backends: str | None) -> None:
-        self.backends, self.begun, self.ended = backends, [], 0
+        self.backends, self.ended = backends, 0
+        self.begun: list[str] = []
         self.met: list[str] = []
         self.waited: list[list[int] | None] = []
 

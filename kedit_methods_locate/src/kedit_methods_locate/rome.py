@@ -115,8 +115,9 @@ class Rome:
                 guards.reach(context, request, values, update, statistic, relative)
                 delta = _delta(context, place, update)
                 deltas.append(delta)
-                told = {"gain": update.gain, "cosine": update.cosine, "relative_weight_norm": relative}
-                records.append(fact_record(rows, values, **told))
+                records.append(
+                    fact_record(rows, values, gain=update.gain, cosine=update.cosine, relative_weight_norm=relative)
+                )
                 if number < len(requests) - 1:
                     writer.add([delta])
         state: dict[str, Any] = {"context_templates": list(templates), "edits": records}

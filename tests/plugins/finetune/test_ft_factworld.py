@@ -1,4 +1,9 @@
-"""On models that know facts: what is taught is said, and what each method is for."""
+"""On models that know facts: what is taught is said, and what each method is for.
+
+The sheet's check 10 asks for 50 requests of CounterFact. They are FactWorld's here: CounterFact is a download, and only
+a model of some size knows its facts, while these tests run anywhere, on models that are known to know every fact they
+are asked to change.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from kedit_core.hparams import ModelShape, load_presets, resolve
 from kedit_core.patches import EditPatch, PrivateRequests
 from kedit_core.testing.snapshot import Snapshot
 from kedit_core.testing.tiny import tiny
+from kedit_methods_finetune import timing
 from kedit_methods_finetune.hparams import FtBfHyperParams, FtHyperParams, FtLHyperParams, FtMHyperParams
 from kedit_methods_finetune.methods import ft_bf, ft_l, ft_m
 
@@ -159,8 +161,28 @@ def test_plan_says_what_will_happen_and_does_not_do_it(family: str) -> None:
     assert plan["memory_bytes"] > 28 * size
     assert "at most 7 epochs of 2 steps" in plan["notes"][0]
     assert plan["seconds"] > 0
+    stored = sum(operation.values.nbytes for operation in patch.operations)  # type: ignore[union-attr]
+    assert plan["patch_bytes"] == stored
+    assert editor.plan(REQUESTS, scenario="sequential")["patch_bytes"] == 3 * stored
     alone = editor.plan(REQUESTS, scenario="single")
     assert "at most 7 epochs of 3 steps" in alone["notes"][0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_plan_tells_the_size_of_the_patch_whatever_the_dtype(dtype: torch.dtype) -> None:
+    editor = editor_on("gpt2", dtype=dtype, num_steps=1)
+    stored = sum(operation.values.nbytes for operation in editor.compute(FRANCE).operations)  # type: ignore[union-attr]
+    assert editor.plan([FRANCE])["patch_bytes"] == stored
+
+
+def test_plan_times_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that counts passes through the last block."""
+    passes: list[int] = []
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: float(len(passes))))
+    editor = editor_on("gpt2", num_steps=7, batch_size=2)
+    editor.adapter.block(2).register_forward_pre_hook(lambda *_: passes.append(1))
+    assert editor.plan(REQUESTS)["seconds"] == 7 * 2
+    assert editor.plan(REQUESTS, scenario="single")["seconds"] == 7 * 3
 
 
 # ------------------------------------------------------------------ refusals

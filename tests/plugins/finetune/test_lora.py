@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -15,6 +16,7 @@ from kedit_core.editing.context import seeded
 from kedit_core.errors import InputError, MethodError, MissingExtraError, PluginError
 from kedit_core.testing.snapshot import Snapshot
 from kedit_core.testing.tiny import tiny
+from kedit_methods_finetune import timing
 from kedit_methods_finetune.hparams import AdaLoraHyperParams, LoraHyperParams
 from kedit_methods_finetune.hparams.lora import AdapterHyperParams
 from kedit_methods_finetune.lora.adapters import Adapters, Dropout, SvdAdapters
@@ -233,6 +235,29 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
     assert not torch.equal(dropout(ones), dropped)
 
 
+def test_dropout_is_drawn_where_the_inputs_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that only has shapes: one generator there, seeded by the edit's own, which is not asked again."""
+    made: list[tuple[torch.device, torch.Generator]] = []
+    cpu = torch.Generator
+
+    def generator(device: torch.device) -> torch.Generator:
+        made.append((device, cpu()))
+        return made[-1][1]
+
+    there = torch.ones(4, 8, device="meta")
+    edits = [seeded(7), seeded(7)]
+    monkeypatch.setattr(torch, "Generator", generator)
+    for edit in edits:
+        dropout = Dropout(0.5, edit)
+        dropout.on = True
+        assert dropout(there).device == there.device
+        state = edit.get_state()
+        dropout(there)
+        assert torch.equal(edit.get_state(), state)
+    assert [device.type for device, _ in made] == ["meta", "meta"]
+    assert made[0][1].initial_seed() == made[1][1].initial_seed() != cpu().initial_seed()
+
+
 def test_dropout_is_off_when_the_result_is_measured() -> None:
     """The recorded loss is the edited model's own."""
     editor = editor_on("gpt2", num_steps=6, dropout=0.5)
@@ -266,6 +291,20 @@ def test_adalora_with_all_facts_in_chunks_ends_at_its_budget() -> None:
     assert patch.state.config["steps"] == 12
     assert sum(op.left.shape[1] for op in patch.operations) == 3 * 2 * 3  # rank, projections a block, blocks
     assert max(op.left.shape[1] for op in patch.operations) > min(op.left.shape[1] for op in patch.operations)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"delta_t": 4}, {"delta_t": 50}, {"tinit": 5, "delta_t": 3}, {"num_steps": 2}], ids=str
+)
+def test_adalora_ends_at_its_budget_whatever_the_schedule(settings: dict[str, Any]) -> None:
+    """Adam lets ranks grow back after an allocation, and short schedules do not come down all the way."""
+    editor = editor_on("llama", "adalora", **{"num_steps": 6, "dropout": 0.0, "target_rank": 3, **settings})
+    result = editor.edit([FACT], evaluate=False)
+    assert sum(op.left.shape[1] for op in result.patch.operations) == 3 * 2 * 3  # rank, projections a block, blocks
+    forward = editor.context().forward
+    loss = Chunk.of(forward, facts_of(editor.tokens, [FACT])).losses(forward, grad=False)
+    assert result.patch.state.config["edits"] == [{"loss": pytest.approx(loss.item(), abs=1e-5)}]
+    editor.restore()
 
 
 def test_the_target_that_was_not_reached_is_told() -> None:
@@ -357,6 +396,10 @@ def test_a_fact_longer_than_the_model_is_refused() -> None:
         editor.edit([FACT, long], evaluate=False)
 
 
+def tensor_bytes(patch: Any) -> int:
+    return sum(tensor.nbytes for operation in patch.operations for tensor in operation.tensors.values())
+
+
 def test_plan_tells_places_and_memory() -> None:
     editor = editor_on("llama", rank=4, layers=[0, 2])
     plan = editor.plan([FACT])
@@ -365,3 +408,31 @@ def test_plan_tells_places_and_memory() -> None:
     assert plan["memory_bytes"] > 16 * numbers
     assert any(f"4 adapters of rank 4, {numbers} numbers; 4 epochs" in note for note in plan["notes"])
     assert plan["memory_bytes"] < editor_on("llama", rank=4, batch_size=2).plan([FACT, OTHER])["memory_bytes"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("method", "settings"), [("lora", {}), ("adalora", {"num_steps": 1}), ("adalora", {"parity": True})], ids=str
+)
+def test_plan_tells_the_size_of_the_patch(method: str, settings: dict[str, Any], dtype: torch.dtype) -> None:
+    editor = editor_on("gpt2", method, dtype, **settings)
+    before = Snapshot(editor.model)
+    plan = editor.plan([FACT, OTHER])
+    assert before.differences(editor.model) == []
+    assert plan["patch_bytes"] == tensor_bytes(editor.compute([FACT, OTHER]))
+    # each round is a patch of its own
+    assert editor.plan([FACT, OTHER], scenario="sequential")["patch_bytes"] == 2 * plan["patch_bytes"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_plan_times_a_step(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that counts passes through the last block."""
+    passes: list[int] = []
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: float(len(passes))))
+    editor = editor_on("gpt2", method, num_steps=5, batch_size=2)
+    editor.adapter.block(2).register_forward_pre_hook(lambda *_: passes.append(1))
+    facts = [FACT, OTHER, FACT]
+    assert editor.plan(facts)["seconds"] == 5 * 2  # epochs, chunks
+    assert editor.plan(facts, scenario="sequential")["seconds"] == 5 * 3
+    assert len(passes) == 2 * 3
+    assert editor.plan(facts[:1])["seconds"] == 5

@@ -53,13 +53,14 @@ def test_factworld_has_presets(method: str, architecture: str) -> None:
 def test_other_models_get_the_defaults(method: str) -> None:
     hparams, sources = resolved(method, ("GPTNeoForCausalLM", 24, 2048))
     assert hparams == CLASSES[method]()
-    assert (hparams.targets, hparams.num_steps, hparams.loss) == (ATTENTION, 50, "token")
+    assert (hparams.targets, hparams.num_steps, hparams.loss) == (ATTENTION, 50, "request")
     assert set(sources.values()) == {"default"}
 
 
 def test_defaults_of_the_sheet() -> None:
     lora, ada = LoraHyperParams(), AdaLoraHyperParams()
     assert lora.rank == 8
+    assert (lora.loss, ada.loss) == ("request", "request")
     assert (ada.init_rank, ada.target_rank, ada.orthogonality, ada.parity) == (12, 8, 0.5, False)
     assert (ada.tinit, ada.tfinal, ada.delta_t, ada.beta1, ada.beta2) == (0, 0, 1, 0.85, 0.85)
     assert "rank" not in ada.to_dict(), "a setting that would be ignored"
@@ -88,6 +89,7 @@ def test_defaults_of_the_sheet() -> None:
         ("adalora", {"stop_loss": 0.1}, "parity only"),
         ("adalora", {"tinit": 30, "tfinal": 20}, "no step for the allocation"),
         ("adalora", {"beta1": 1.0}, "beta1"),
+        ("adalora", {"parity": "maybe", "loss": "token"}, "parity"),
     ],
     ids=str,
 )
@@ -99,3 +101,10 @@ def test_what_is_refused(method: str, wrong: dict[str, object], told: str) -> No
 def test_with_parity_the_schedule_is_not_checked() -> None:
     settings = AdaLoraHyperParams(parity=True, target_rank=12, tinit=50, stop_loss=0.1)
     assert AdaLoraHyperParams.from_dict(settings.to_dict()) == settings
+
+
+def test_parity_weighs_tokens_as_published_comparisons_did_unless_told_otherwise() -> None:
+    assert AdaLoraHyperParams(parity=True).loss == "token"
+    assert AdaLoraHyperParams(parity=True, loss="request").loss == "request"
+    assert AdaLoraHyperParams(loss="token").loss == "token"
+    assert AdaLoraHyperParams.from_dict({"parity": True}).to_dict()["loss"] == "token"
