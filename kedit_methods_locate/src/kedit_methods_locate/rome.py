@@ -26,6 +26,7 @@ from kedit_methods_locate import guards, planning
 from kedit_methods_locate.choosing import choose_layers
 from kedit_methods_locate.hparams import RomeHyperParams, RRomeHyperParams
 from kedit_methods_locate.keys import average
+from kedit_methods_locate.lengths import check_contexts, check_prompts
 from kedit_methods_locate.records import fact_record
 from kedit_methods_locate.rows import Rewrite, rewrite
 from kedit_methods_locate.sizes import relative_weight_norm
@@ -72,10 +73,14 @@ class Rome:
     """
 
     @hookimpl
-    def prepare_requests(self, context: EditContext) -> None:
-        """Refuse a layer that the model does not have, before any work (InputError); requests stay as they are."""
+    def prepare_requests(self, context: EditContext, requests: Sequence[EditRequest]) -> None:
+        """Refuse a layer that the model does not have and requests too long for it, before any work (InputError).
+
+        Requests stay as they are.
+        """
         if context.hparams is not None:
             _layer(context, cast(RomeHyperParams, context.hparams))
+        check_prompts(context, requests)
 
     @hookimpl
     def choose_hparams(
@@ -96,6 +101,7 @@ class Rome:
         layer = _layer(context, hparams)
         place = context.adapter.mlp_out_weight(layer)
         templates = context_templates(context, hparams)
+        check_contexts(context, requests, templates)
         statistic = statistics_for(context, [layer], hparams)[layer] if hparams.mom2_adjustment else None
         device = context.stack.base(place).device
         factor = statistic.factorised(hparams.mom2_ridge, device=device, cache=context.cache) if statistic else None

@@ -19,8 +19,10 @@ from kedit_methods_locate import guards, planning
 from kedit_methods_locate.batch_state import Stored, stored, target_tensors
 from kedit_methods_locate.choosing import choose_layers
 from kedit_methods_locate.hparams.spread import Projection, SpreadHyperParams
+from kedit_methods_locate.lengths import check_contexts, check_prompts
 from kedit_methods_locate.records import fact_record
 from kedit_methods_locate.rows import Rewrite, rewrite
+from kedit_methods_locate.same_ground import DTYPE, check_same_ground, dtype_here
 from kedit_methods_locate.spreading import Goal, Written, course, place_of, spread
 from kedit_methods_locate.stats.source import width_of
 from kedit_methods_locate.templates import context_templates
@@ -87,10 +89,14 @@ class SpreadMethod(ABC):
 
     # ---------------------------------------------------------------- hooks
     @hookimpl
-    def prepare_requests(self, context: EditContext) -> None:
-        """Refuse layers that the model does not have, before any work (InputError); requests stay as they are."""
+    def prepare_requests(self, context: EditContext, requests: Sequence[EditRequest]) -> None:
+        """Refuse layers that the model does not have and requests too long for it, before any work (InputError).
+
+        Requests stay as they are.
+        """
         if context.hparams is not None:
             check_layers(context, cast(SpreadHyperParams, context.hparams))
+        check_prompts(context, requests)
 
     @hookimpl
     def choose_hparams(
@@ -110,6 +116,7 @@ class SpreadMethod(ABC):
         """One low-rank delta for each edited weight, of rank at most the number of facts."""
         check_layers(context, hparams)
         templates = context_templates(context, hparams)
+        check_contexts(context, requests, templates)
         rows = [rewrite(context.tokens, request, templates, hparams.fact_token) for request in requests]
         solver = self.solver(context, requests, hparams)
         found = self.values(context, rows, hparams)
@@ -123,12 +130,14 @@ class SpreadMethod(ABC):
     def drop_request(self, context: EditContext, patch: EditPatch, request_id: str) -> EditPatch:
         """The patch of the other facts, from their stored targets; keys and states are read anew.
 
-        What is on the model must be what the patch was computed on. Raises InputError when the patch does not hold
-        what is needed, or no fact is left.
+        What is on the model must be what the patch was computed on; statistics and the model's dtype are compared, the
+        way in which the patches beneath were put on is not known. Raises InputError when one of these is another, the
+        patch does not hold what is needed, or no fact is left.
         """
         hparams = cast(SpreadHyperParams, context.hparams)
         check_layers(context, hparams)
         rest = stored(patch).without(request_id)
+        check_same_ground(context, patch, self.moved(hparams), hparams)
         rows = [rewrite(context.tokens, each, rest.templates, hparams.fact_token) for each in rest.requests]
         solver = self.solver(context, rest.requests, hparams)
         return self._write(context, rest, rows, hparams, solver)
@@ -169,6 +178,7 @@ class SpreadMethod(ABC):
         guards.update_sizes(context, written.turns)
         config = {
             "context_templates": list(facts.templates),
+            DTYPE: dtype_here(context),
             "edits": [dict(edit) for edit in facts.edits],
             **course(written),
             **solver.record(),

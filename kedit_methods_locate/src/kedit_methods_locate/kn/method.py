@@ -8,13 +8,14 @@ Memory beside the model: the activations and gradients of one batch of rows, wit
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
-from kedit_core.errors import RequestError
+from kedit_core.errors import MethodError, RequestError
 from kedit_core.patches import EditPatch, SparseDelta
 from kedit_core.requests import EditRequest
 from kedit_methods_locate import guards
@@ -34,6 +35,7 @@ from kedit_methods_locate.kn.facts import (
 from kedit_methods_locate.kn.neurons import neuron_layers
 from kedit_methods_locate.kn.selection import enough
 from kedit_methods_locate.kn.shortcuts import passes_for
+from kedit_methods_locate.lengths import positions, shortened
 from kedit_methods_locate.sizes import relative_weight_norm
 
 
@@ -58,15 +60,18 @@ class Kn:
         embeddings(context.adapter, [0], hparams.embedding)
         slots = any("{}" in each for each in hparams.negative_prompts)
         faults = [
-            f"{request.prompt!r} has no subject, and a negative prompt has a place for one"
+            f"{shortened(request.prompt)} has no subject, and a negative prompt has a place for one"
             for request in requests
             if slots and not request.subject
         ]
-        limit = None if context.adapter.is_encoder_decoder else context.adapter.max_positions
+        limit = positions(context.adapter)
         for request in requests if limit is not None else ():
             longest = max(_tokens(context, request, hparams))
             if longest > cast(int, limit):
-                faults.append(f"{request.prompt!r}: a prompt with its answer is {longest} tokens long, of {limit}")
+                faults.append(
+                    f"{shortened(request.prompt)}: a prompt with its answer is {longest} tokens long, and the model has "
+                    f"{limit} positions; shorten it"
+                )
         if faults:
             raise RequestError("the requests for method 'kn'", faults)
 
@@ -80,6 +85,7 @@ class Kn:
         with context.provisional() as writer:
             for number, (request, known) in enumerate(zip(requests, others, strict=True)):
                 found = locate(context, request, hparams, known)
+                _refuse_infinite(request, found)
                 answers = _answers(context, request, found, hparams)
                 part = deltas(context, layers, found.neurons, answers, hparams, found.first.activations)
                 relative = _largest(context, part.values())
@@ -137,6 +143,15 @@ def _answers(context: EditContext, request: EditRequest, found: Located, hparams
     if hparams.lambda_rule == "parity_causal":
         old = predicted(context, request.prompt, request)
     return Answers(*(embeddings(context.adapter, ids, hparams.embedding) for ids in (old, new)))
+
+
+def _refuse_infinite(request: EditRequest, found: Located) -> None:
+    """MethodError when attribution met numbers that are not finite: nothing can be said of any neuron then."""
+    if not (math.isfinite(found.first.probability) and bool(found.scores.isfinite().all())):
+        raise MethodError(
+            f"the model's probabilities for {shortened(request.prompt)} are not finite; an earlier edit has broken the "
+            "model: take it off and lower lambda_new, or run in float32"
+        )
 
 
 def _largest(context: EditContext, deltas: Iterable[SparseDelta]) -> float | None:
