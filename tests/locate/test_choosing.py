@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from attrs import evolve
 
 from kedit_core import Editor, EditRequest
 from kedit_core.plugins import Catalogue
 from kedit_core.testing.tiny import tiny
 from kedit_methods_locate import choosing
+from kedit_methods_locate.tracing import TraceSettings
 
 FACTS = [
     EditRequest(prompt=f"The capital of {land} is", subject=land, target_new="Rome")
@@ -56,6 +59,15 @@ def test_facts_the_model_does_not_know_are_not_counted() -> None:
     made.plan([evolve(fact, ground_truth="a wrong answer") for fact in FACTS])
     assert made.settings is not None and made.settings.sources["layer"] == "depth"
     assert "the model knows 0 of 5 facts" in made.settings.brief[-1]
+
+
+def test_noise_that_half_precision_cannot_hold_leaves_the_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The edit itself may still go well: it adds no noise."""
+    monkeypatch.setattr(choosing, "TraceSettings", partial(TraceSettings, noise="1e6"))
+    made = Editor(*tiny("gpt2", dtype=torch.float16), "rome")
+    made.plan(FACTS)
+    assert made.settings is not None and made.settings.sources["layer"] == "depth"
+    assert "nothing was traced (the corrupted runs of 'The capital of France is'" in made.settings.brief[-1]
 
 
 def test_layers_that_are_given_or_preset_stay(tmp_path: Path) -> None:

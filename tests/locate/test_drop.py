@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from attrs import evolve
 from locate_tools import MIRA, OREN, PARIS
-from spread_editors import METHODS, apart, relative, spread_editor
+from spread_editors import METHODS, apart, made_up, relative, spread_editor
 
 from kedit_core import Editor, EditPatch, EditRequest
 from kedit_core.errors import InputError
 from kedit_core.patches import PrivateRequests
 from kedit_core.testing.snapshot import Snapshot
+from kedit_core.testing.tiny import tiny
 from kedit_methods_locate import pmet, spread_method
 from kedit_methods_locate.batch_state import stored
+from kedit_methods_locate.hparams.spread import Projection
+from kedit_methods_locate.stats import Statistic, save_statistics
 
 FACTS = tuple(evolve(fact, case_id=name) for fact, name in zip((PARIS, MIRA, OREN), "abc", strict=True))
 SPAIN = evolve(PARIS, prompt="The king of Spain is", subject="Spain", target_new="Brink")
@@ -131,6 +135,77 @@ def test_what_cannot_be_taken_out(tmp_path: Path) -> None:
     assert before.differences(editor.model) == []
     made = hook(editor, patch, wanted)
     assert made is not None and len(made.requests) == 2  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ what the patch stands on
+def changed(editor: Editor, layer: int, projection: Projection) -> list[Statistic]:
+    """The statistics of :func:`spread_editor`, that of one layer and projection being another."""
+    found = []
+    for each in range(3):
+        for part in ("mlp_out", "attn_out"):
+            made = made_up(editor.adapter, each, part)
+            if (each, part) == (layer, projection):
+                made = evolve(made, count=made.count + 1)
+            found.append(made)
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_statistics_are_refused(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch = spread_editor("gpt2", tmp_path, method).compute(FACTS)
+    (tmp_path / "other").mkdir()
+    other = spread_editor("gpt2", tmp_path / "other", method)
+    save_statistics(tmp_path / "other" / "gpt2.safetensors", changed(other, 1, "mlp_out"))
+    refused(other, patch, r"at layer 1 \(mlp_out\) .* stands on the statistic .* \(--stats FILE, or", monkeypatch)
+    resources = dict(patch.state.config["resources"])
+    del resources["statistics.0"]
+    silent = evolve(patch, state=evolve(patch.state, config={**patch.state.config, "resources": resources}))
+    refused(spread_editor("gpt2", tmp_path, method), silent, "at layer 0 .* does not say", monkeypatch)
+
+
+def test_other_statistics_of_the_attention_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is edited; else nobody asks for them."""
+    for projections in (["mlp_out"], ["mlp_out", "attn_out"]):
+        patch = spread_editor("gpt2", tmp_path, "pmet", projections=projections).compute(FACTS)
+        folder = tmp_path / str(len(projections))
+        folder.mkdir()
+        other = spread_editor("gpt2", folder, "pmet", projections=projections)
+        save_statistics(folder / "gpt2.safetensors", changed(other, 0, "attn_out"))
+        if len(projections) == 1:
+            assert len(other.drop(patch, "b").requests) == 2  # type: ignore[arg-type]
+        else:
+            refused(other, patch, r"at layer 0 \(attn_out\)", monkeypatch)
+
+
+@pytest.mark.parametrize("method", ["memit", "pmet", "emmet"])
+def test_without_statistics_none_are_compared(method: str, tmp_path: Path) -> None:
+    patch = spread_editor("gpt2", tmp_path, method, mom2_adjustment=False).compute(FACTS)
+    assert "resources" not in patch.state.config
+    other = spread_editor("gpt2", tmp_path, method, mom2_adjustment=False)
+    del other.options["stats"]
+    assert len(other.drop(patch, "b").requests) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_dtype_is_refused(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base is verified in either dtype, but keys and states are not the same."""
+    editor = spread_editor("gpt2", tmp_path, method, dtype=torch.float32)
+    patch = editor.compute(FACTS)
+    assert patch.state.config["model_dtype"] == "float32"
+    half = spread_editor("gpt2", tmp_path, method, model=tiny("gpt2", dtype=torch.float32)[0].to(torch.bfloat16))
+    refused(half, patch, "made on a model in float32 and this one is in bfloat16.*--dtype float32", monkeypatch)
+    made = editor.drop(patch, "b")
+    assert made.state.config["model_dtype"] == "float32"
+
+
+def refused(editor: Editor, patch: EditPatch, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """InputError, with nothing run on the model and all as it was."""
+    before, calls = Snapshot(editor.model), list[int]()
+    with monkeypatch.context() as patched:
+        patched.setattr(spread_method, "spread", lambda *args, **more: calls.append(1))
+        with pytest.raises(InputError, match=why):
+            editor.drop(patch, "b")
+    assert calls == [] and before.differences(editor.model) == [] and not editor.stack.patches
 
 
 def test_what_is_stored_is_the_edit(tmp_path: Path) -> None:

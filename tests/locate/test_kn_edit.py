@@ -10,7 +10,7 @@ from attrs import evolve
 from torch import Tensor
 
 from kedit_core import Editor, EditPatch, EditRequest
-from kedit_core.errors import RequestError, StackOrderError, UnsupportedModelError
+from kedit_core.errors import MethodError, RequestError, StackOrderError, UnsupportedModelError
 from kedit_core.forward import Pair
 from kedit_core.patches import SparseDelta
 from kedit_core.testing.snapshot import Snapshot
@@ -332,9 +332,39 @@ def test_what_cannot_be_edited_is_refused_before_any_work() -> None:
     editor.adapter.block(0).register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(RequestError, match="no subject"):
         editor.edit(evolve(FACT, subject=None), evaluate=False)
-    with pytest.raises(RequestError, match="tokens long"):
+    with pytest.raises(RequestError, match="tokens long, and the model has 128 positions") as caught:
         editor.edit(evolve(FACT, prompt="France " * 200), evaluate=False)
+    assert len(str(caught.value)) < 250  # the prompt is named by its beginning
     assert not calls
+
+
+def test_the_longer_answer_decides_whether_a_request_fits() -> None:
+    editor = editor_of()
+    room = 128 - max(_row(editor, answer) for answer in ("Paris", "Port Lumen"))
+    answers = {"target_new": "Port Lumen", "ground_truth": "Paris"}
+    assert _row(editor, "Port Lumen") != _row(editor, "Paris")
+    for old, new in (("target_new", "ground_truth"), ("ground_truth", "target_new")):
+        fact = evolve(FACT, rephrase_prompts=(), target_new=answers[old], ground_truth=answers[new])
+        assert len(editor.compute(evolve(fact, prompt=f"{FACT.prompt}{'x' * room}")).requests) == 1  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match="129 tokens long"):
+            editor.compute(evolve(fact, prompt=f"{FACT.prompt}{'x' * (room + 1)}"))
+
+
+def _row(editor: Editor, answer: str) -> int:
+    pair = editor.tokens.pair(FACT.prompt, answer)
+    return len(pair.prompt_ids) + len(pair.target_ids) - 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_probabilities_that_are_not_finite_are_refused(family: str) -> None:
+    """What a broken model answers says nothing of its neurons, and no patch of it would be one."""
+    editor = editor_of(family)
+    with torch.no_grad():
+        editor.adapter.down_weight(1)[0, 0] = float("inf")
+    before = Snapshot(editor.model)
+    with pytest.raises(MethodError, match=r"are not finite; an earlier edit has broken the model.*lower lambda_new"):
+        editor.compute(FACT)
+    assert before.differences(editor.model) == []
 
 
 def test_embeddings_of_another_width_are_refused() -> None:

@@ -390,3 +390,21 @@ def test_faulty_corpora(tmp_path: Path) -> None:
     for index in (1, 2):
         with pytest.raises(InputError, match="line that starts at byte"):
             corpus[index]
+
+
+@pytest.mark.parametrize(("document", "reason"), [
+    ("null", "'text' holds null"), ("5", "'text' holds 5"), ('["a"]', "'text' holds a list"),
+    ('{"a": 1}', "'text' holds an object"), ('"\\ud800"', "surrogates not allowed"), ("[" * 100_000, "recursion"),
+])  # fmt: skip
+def test_a_document_is_a_text_and_nothing_else(document: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text(f'{{"text": {document}}}\n')
+    with pytest.raises(InputError, match=f"at byte 0, is no document .*{reason}.*; write a JSON object with a text"):
+        FileCorpus(tmp_path / "c.jsonl")[0]
+
+
+@pytest.mark.parametrize("name", ["c.txt", "c.jsonl"])
+def test_a_text_that_is_no_utf8_is_refused_in_a_short_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"ok\n" + b"a" * 50_000 + "café".encode("latin-1") * 50_000)
+    with pytest.raises(InputError, match=r"at byte 3, .*\(.* at position 50003 of the line\)") as refused:
+        FileCorpus(tmp_path / name)[1]
+    assert len(str(refused.value)) < 250

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import tracemalloc
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,6 @@ from kedit_core.testing.tiny import tiny
 from kedit_methods_locate.commands.stats import parse_layers, stats
 from kedit_methods_locate.hparams import RomeHyperParams
 from kedit_methods_locate.stats import (
-    Partial,
     Sample,
     Source,
     Statistic,
@@ -40,6 +41,7 @@ from kedit_methods_locate.stats import (
     tokenizer_digest,
     weights_digest,
 )
+from kedit_methods_locate.stats.kept import KeptPartial
 
 TEXT = [f"The capital of Arvania is Port Lumen, and the year is {year}." for year in range(60)]
 SETTINGS = RomeHyperParams(layer=1)
@@ -290,7 +292,7 @@ def test_an_interrupted_collection_is_taken_up(tmp_path: Path, monkeypatch: pyte
         return run(self, *args, **kwargs)
 
     monkeypatch.setattr(sys.modules["kedit_methods_locate.stats.collect"], "_CHUNK", 16)
-    monkeypatch.setattr(lookup, "Partial", partial(Partial, every=0))
+    monkeypatch.setattr(lookup, "KeptPartial", partial(KeptPartial, every=0))
     monkeypatch.setattr(type(made.forward), "run", failing)
     with pytest.raises(KeyboardInterrupt):
         collected(context_of(made), [0, 1], source)
@@ -469,10 +471,28 @@ def test_lists_of_layers(text: str, layers: list[int]) -> None:
     assert parse_layers(text) == layers
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-", "5-3", "-1", "1;2"])
+@pytest.mark.parametrize("text", ["", "a", "3-", "5-3", "-1", "1;2", "1²"])
 def test_what_is_no_list_of_layers(text: str) -> None:
     with pytest.raises(InputError, match="no list of layers"):
         parse_layers(text)
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0-99999999999", "100000", f"0-{HUGE}", f"{HUGE}-3", "1,2,3-123456"],
+    ids=["range", "one", "to", "from", "list"],
+)
+def test_a_range_beyond_any_model_is_refused_without_being_made(text: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"a number of \d+ digits, and no model has so many layers"):
+            parse_layers(text)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.fixture
@@ -528,6 +548,41 @@ def test_the_command_refuses(saved: Path) -> None:
         run(model, "--layers", "1-3", "--sample")
     with pytest.raises(KeditError, match="dataset"):
         run(model, "--layers", "1", "--dataset", "nothing of the kind")
+
+
+def test_outputs_of_the_command_are_checked_before_the_work(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(saved)
+    monkeypatch.setattr(Editor, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    (saved / "notes.safetensors").write_text("mine")
+    before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    command = ("model", "--layers", "0", "--corpus", "text.txt")
+    for more, told in (
+        (("-o", "text.txt"), "-o text.txt is what --corpus names"),
+        (("--json", "text.txt"), "--json text.txt is what --corpus names"),
+        (("-o", "x.safetensors", "--json", "x.safetensors"), "are both x.safetensors"),
+        (("-o", "x.npz"), "must end in .safetensors"),
+        (("-o", "x.txt"), "must end in .safetensors"),
+        (("-o", "notes.safetensors"), "is there already and is no statistics file"),
+        (("-o", "model/model.safetensors"), "is a file of the folder that MODEL names"),
+        (("-o", "no/x.safetensors"), "make it first"),
+        (("-o", "no/folder"), "make it first"),
+        (("-o", "text.txt/x.safetensors"), "make it first"),
+        (("--seed", "-1"), "the seed is -1; give a whole number"),
+        (("--seed", str(1 << 63)), "give a whole number from 0 to"),
+    ):
+        with pytest.raises(InputError, match=re.escape(told)):
+            run(*command, *more)
+    assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
+
+
+def test_the_command_replaces_statistics_of_before(saved: Path) -> None:
+    out = saved / "out.safetensors"
+    for layer in ("0", "1"):
+        run(str(saved / "model"), "--layers", layer, "--corpus", str(saved / "text.txt"), "-o", str(out))
+    assert [statistic.layer for statistic in load_statistics(out)] == [1]
+    (saved / "v1.5").mkdir()  # a folder may have a dot
+    run(str(saved / "model"), "--layers", "1", "--corpus", str(saved / "text.txt"), "-o", str(saved / "v1.5"))
+    assert len(load_statistics(saved / "v1.5")) == 1
 
 
 def test_a_context_without_a_method_serves_the_statistics(tmp_path: Path) -> None:

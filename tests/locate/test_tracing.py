@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kedit_core import Editor
 from kedit_core.editing import EditContext
-from kedit_core.errors import InputError
+from kedit_core.errors import InputError, MethodError
 from kedit_core.forward import ForwardTools, Site, cells
 from kedit_core.testing.snapshot import Snapshot
 from kedit_core.testing.tiny import FAMILIES, tiny
@@ -358,6 +358,44 @@ def test_half_precision() -> None:
     assert found.model["dtype"] == "bfloat16"
     assert found.high == pytest.approx(full.high, abs=0.1)
     assert np.isfinite(found.scores["block"]).all()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_noise_beyond_the_models_numbers_is_refused(fast: bool) -> None:
+    """In half precision the squares of large states overflow, and what follows is not a number."""
+    context = context_of("gpt2", torch.float16)
+    context.forward = ForwardTools(context.model, context.adapter, context.tokens, fast=fast)
+    before = Snapshot(context.model)
+    with pytest.raises(MethodError, match="'The capital of France is' give probabilities that are not finite; lower"):
+        trace(context, FRANCE, TraceSettings(noise="1e6"))
+    with pytest.raises(MethodError, match="lower --noise, or run in float32"):
+        trace_all(context, [FRANCE, MIRA], TraceSettings(noise="1e6"))
+    assert before.differences(context.model) == []
+    assert np.isfinite(trace(context, FRANCE, TraceSettings(noise="0.5")).low)
+
+
+@pytest.mark.parametrize("kind", ["block", "mlp", "attn"])
+def test_a_table_that_is_not_finite_is_refused(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the clean and the corrupted run are."""
+    context = context_of("gpt2")
+    original = Runs.logprobs
+
+    def broken(self: Runs, *args: Any) -> Tensor:
+        found = original(self, *args)
+        found[-1, -1] = float("nan")
+        return found
+
+    monkeypatch.setattr(Runs, "logprobs", broken)
+    with pytest.raises(MethodError, match="lower --noise"):
+        trace(context, FRANCE, TraceSettings(noise="0.5", kinds=(kind,)))
+
+
+def test_a_broken_model_is_not_traced() -> None:
+    context = context_of("gpt2", torch.float32)
+    with torch.no_grad():
+        context.adapter.down_weight(1)[0, 0] = float("inf")
+    with pytest.raises(MethodError, match=r"the model's own probabilities .* take off an edit that has broken"):
+        trace(context, FRANCE, TraceSettings(noise="0.5"))
 
 
 def test_an_encoder_is_traced_with_a_warning() -> None:

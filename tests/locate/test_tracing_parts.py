@@ -470,6 +470,35 @@ def test_bad_input_is_refused_before_a_model_is_loaded(arguments: list[str], sai
     assert said in " ".join(run("no-such-model", *arguments, code=2).stderr.split())
 
 
+def test_a_picture_that_fails_takes_nothing_with_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    fact = ("--prompt", FRANCE.prompt, "--subject", "France", "--noise", "0.5", "--plot", tmp_path / "a.png")
+    shown = json.loads(run(folder, *fact, "--json").stdout)  # no line about the picture in it
+    assert (tmp_path / "a.png").stat().st_size > 0
+    monkeypatch.setattr("kedit_methods_locate.tracing.save_figure", full)
+    assert json.loads(run(folder, *fact, "--json", code=2).stdout) == shown
+    result = run(folder, *fact, "--json", tmp_path / "a.json", code=2)
+    assert "No space left on device" in result.stderr and "only the picture is missing" in result.stderr
+    assert "suggested: layer" in result.stdout and "drawn" not in result.stdout
+    assert json.loads((tmp_path / "a.json").read_text()) == shown
+
+
+def test_outputs_of_locate_are_checked_before_a_model_is_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    cases, picture = tmp_path / "cases.jsonl", tmp_path / "a.png"
+    cases.write_text("{}")
+    wanted = ("no-such-model", "--requests", cases)
+    assert "is what --requests names" in run(*wanted, "--json", cases, code=2).stderr
+    assert "are both" in run(*wanted, "--plot", picture, "--json", picture, code=2).stderr
+    assert cases.read_text() == "{}"
+
+
 def test_without_matplotlib_a_plot_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     fact = ["--prompt", "France", "--subject", "France", "--plot", tmp_path / "a.png"]
@@ -485,7 +514,7 @@ def test_deep_models_are_shown_one_sign_a_layer(capsys: pytest.CaptureFixture[st
     rising = [layer / 19 * 0.8 for layer in range(20)]
     found = made_up({"mlp": [[0.0] * 20, rising, [0.0] * 20]})
     traces = Traces((found,), (), Noise("s3", 1.0, 1, 10))
-    show(traces, average([found]), None, None)
+    show(traces, average([found]), None)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("b *"))
     assert "".join(" ▁▂▃▄▅▆▇█"[round(layer / 19 * 8)] for layer in range(20)) in line
     assert line.split()[-2:] == ["80.0", "19"]

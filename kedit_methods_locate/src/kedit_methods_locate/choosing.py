@@ -7,7 +7,7 @@ from typing import Any
 
 from kedit_core.contract import Choice
 from kedit_core.editing import EditContext
-from kedit_core.errors import InputError
+from kedit_core.errors import InputError, MethodError
 from kedit_core.hparams import HyperParams
 from kedit_core.requests import EditRequest
 from kedit_methods_locate.tracing import Fact, TraceSettings, average, suggest_layers, trace_all
@@ -34,7 +34,7 @@ def choose_layers(
     facts = [Fact.from_request(request) for request in requests[:_MOST]]
     try:
         traces = trace_all(context, facts, TraceSettings(kinds=("mlp",))).traces
-    except InputError as error:
+    except (InputError, MethodError) as error:
         return Choice(source=SOURCE, reason=f"nothing was traced ({error}), so the depth's guess stays")
     if len(traces) < _LEAST:
         return Choice(

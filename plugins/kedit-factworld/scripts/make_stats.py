@@ -1,7 +1,8 @@
 """Collect the statistics that the package ships: those of the layers that ROME's and R-ROME's presets edit.
 
 Needs kedit-methods-locate. The files are named by the key that an edit looks for, which depends on the weights, the
-tokenizer and the corpus: after any of these changes, run this again. What is no result (wall time) is left out.
+tokenizer and the corpus: after any of these changes, run this again. Left out is what is no result (wall time) and what
+follows from the numbers but for rounding (the summary).
 
 python scripts/make_stats.py
 """
@@ -23,6 +24,7 @@ from kedit_methods_locate.commands.stats import stats
 from kedit_methods_locate.stats import load_statistics, save_statistics
 
 METHODS = ("rome", "r_rome")
+NOT_KEPT = ("seconds", "summary")
 
 
 def preset_layers(model: str) -> list[int]:
@@ -38,11 +40,11 @@ def collect(model: str, layers: Sequence[int], folder: Path) -> None:
     stats.main([model, "--layers", numbers, "-o", str(folder)], standalone_mode=False)
 
 
-def without_times(path: Path) -> None:
+def trimmed(path: Path) -> None:
     """Rewrite a file so that equal statistics are equal bytes."""
     kept = []
     for statistic in load_statistics(path):
-        record = {name: value for name, value in statistic.record.items() if name != "seconds"}
+        record = {name: value for name, value in statistic.record.items() if name not in NOT_KEPT}
         kept.append(attrs.evolve(statistic, record=record))
     save_statistics(path, kept)
 
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind in MODELS:
             collect(PREFIX + kind, preset_layers(PREFIX + kind), Path(scratch) / "new")
         for path in sorted((Path(scratch) / "new").iterdir()):
-            without_times(path)
+            trimmed(path)
             shutil.copyfile(path, args.out / path.name)
 
 

@@ -101,6 +101,16 @@ def test_the_message_lists_some_names_only(nameless: EditPatch) -> None:
         requests_named(many, "x")
 
 
+def test_equal_requests_go_together() -> None:
+    given = [NAMELESS[0], NAMELESS[1], NAMELESS[0]]
+    e = editor()
+    both = e.edit(given, evaluate=False).patch
+    e.restore()
+    for name in ("#1", "#3", request_of(both.requests[0]).id):  # type: ignore[index]
+        assert prompts(e.drop(both, name)) == [given[1].prompt]
+    assert prompts(e.drop(both, "#2")) == [given[0].prompt, given[2].prompt]
+
+
 def test_the_last_fact_and_private_facts_are_refused(patch: EditPatch) -> None:
     e = editor()
     one = e.drop(e.drop(patch, "b"), "a")
@@ -108,7 +118,7 @@ def test_the_last_fact_and_private_facts_are_refused(patch: EditPatch) -> None:
         with pytest.raises(InputError, match=r"nothing would be left .* remove the whole patch instead"):
             e.drop(one, name)
     same = evolve(one, requests=[*one.requests, *one.requests])  # type: ignore[misc]
-    with pytest.raises(InputError, match="nothing would be left"):
+    with pytest.raises(InputError, match=r"nothing would be left .* \(requests that are equal go together\); remove"):
         e.drop(same, "#1")
     private = evolve(patch, requests=PrivateRequests.of([each.fact for each in FACTS]))
     with pytest.raises(InputError, match="are private"):

@@ -246,6 +246,59 @@ def test_ctrl_c_anywhere_leaves_the_model_as_found(facts: list[EditRequest], hoo
     assert e.stack.patches == ()
 
 
+@pytest.mark.parametrize("scenario", ["single", "batch", "sequential"])
+def test_ctrl_c_while_the_result_is_put_together(
+    facts: list[EditRequest], scenario: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    e = editor()
+    before = Snapshot(e.model)
+    monkeypatch.setattr("kedit_core.editing.editor.EditResult", stop)
+    with pytest.raises(KeyboardInterrupt):
+        e.edit(facts, scenario=scenario)
+    assert before.differences(e.model) == [] and e.stack.patches == ()
+    assert e.context().previous is None
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_failure_leaves_the_gradient_mode_as_found(facts: list[EditRequest], enabled: bool) -> None:
+    class SwitchesAndFails:
+        @hookimpl
+        def evaluate(self) -> None:
+            torch.set_grad_enabled(not enabled)
+            raise KeyboardInterrupt
+
+    e = editor(plugins=[SwitchesAndFails()])
+    with torch.set_grad_enabled(enabled):
+        with pytest.raises(KeyboardInterrupt):
+            e.edit(facts)
+        assert torch.is_grad_enabled() is enabled
+
+
+@pytest.mark.parametrize("scenario", ["batch", "sequential"])
+def test_requests_that_contradict_each_other_are_told(scenario: str) -> None:
+    def asked(prompt: str, target: str, **more: Any) -> EditRequest:
+        return EditRequest(prompt=prompt, target_new=target, **more)
+
+    france, chad = "The capital of France is", "The capital of Chad is"
+    given = [asked(france, "Rome"), asked(chad, "Oslo"), asked(france, "Bern"), asked(france, "Rome ")]
+    (warning,) = (w for w in editor().edit(given, scenario=scenario).warnings if w.code == "contradicting_requests")
+    assert warning.number == 1 and "keep one target" in warning.remedy
+    assert warning.message == f"{france!r} is to be completed with 'Rome' and with 'Bern'"
+    many = [asked(prompt, target) for prompt in (france, chad) for target in ("Rome", "Oslo", "Bern", "Paris")]
+    (warning,) = (w for w in editor().edit(many, scenario=scenario).warnings if w.code == "contradicting_requests")
+    assert warning.number == 2 and "and 1 more, and 1 more prompts" in warning.message
+
+
+def test_what_is_no_contradiction() -> None:
+    rome, bern = (EditRequest(prompt="The capital of France is", target_new=name) for name in ("Rome", "Bern"))
+    other = EditRequest(prompt="The mayor of France is", target_new="Bern")
+    for requests, scenario in (([rome, rome, other], "batch"), ([rome, bern], "single")):
+        assert "contradicting_requests" not in {w.code for w in editor().edit(requests, scenario=scenario).warnings}
+
+
 def test_a_method_that_changes_the_model_is_refused_and_undone() -> None:
     e = editor("leaves_a_hook")
     before = Snapshot(e.model)

@@ -11,6 +11,7 @@ from ft_tools import ALICE, BOB, FRANCE, REQUESTS, editor_on, plain_ft
 
 from kedit_core import Editor, EditRequest
 from kedit_core.errors import MethodError
+from kedit_core.testing.snapshot import Snapshot
 from kedit_core.testing.tiny import FAMILIES
 from kedit_methods_finetune.ft import Trained, train
 from kedit_methods_finetune.ft.batches import minibatches
@@ -212,6 +213,16 @@ def test_steps_too_small_for_half_precision_add_up(dtype: torch.dtype) -> None:
     (delta,) = found.deltas.values()
     assert delta.dtype == torch.float32
     assert float(delta.abs().max()) > 3e-4
+
+
+@pytest.mark.parametrize("method", ["ft_l", "ft_m", "ft_bf"])
+def test_a_loss_that_is_not_finite_after_the_last_step_is_refused(method: str) -> None:
+    """The only step starts from a finite loss, so nothing but the last look can tell."""
+    editor = editor_on("gpt2", method, dtype=torch.float32, num_steps=1, lr=1e30, norm_constraint=None)
+    before = Snapshot(editor.model)
+    with pytest.raises(MethodError, match="the loss is nan after 1 steps; lower lr"):
+        editor.compute([ALICE, BOB])
+    assert before.differences(editor.model) == []
 
 
 def test_a_loss_that_is_not_finite_is_refused() -> None:

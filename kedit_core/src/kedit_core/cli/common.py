@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from kedit_core.cli.outputs import STDOUT, OutputPath, check_file, refuse_overlaps
 from kedit_core.files import replacing
 
 if TYPE_CHECKING:
@@ -21,12 +22,24 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-STDOUT = "-"
 _WIDE = 10_000  # columns of a pipe: nothing is wrapped or cut there
 
 
 def json_option(command: F) -> F:
-    """Add ``--json [FILE]``; the command gets ``json_to``: None, ``"-"`` or a path, to hand to :func:`emit`."""
+    """Add ``--json [FILE]``; the command gets ``json_to``: None, ``"-"`` or a path, to hand to :func:`emit`.
+
+    A command that has it also refuses to write over what it reads; see :func:`kedit_core.cli.outputs.refuse_overlaps`.
+    """
+
+    @functools.wraps(command)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        refuse_overlaps(click.get_current_context())
+        return command(*args, **kwargs)
+
+    return cast(F, _json_option(checked))
+
+
+def _json_option(command: F) -> F:
     return click.option(
         "--json",
         "json_to",
@@ -34,6 +47,7 @@ def json_option(command: F) -> F:
         is_flag=False,
         flag_value=STDOUT,
         default=None,
+        type=OutputPath(),
         callback=_writable,
         help="Write the result as JSON to FILE, or to stdout instead of text.",
     )(command)
@@ -43,13 +57,7 @@ def _writable(context: click.Context, parameter: click.Parameter, json_to: str |
     """Refuse a file that cannot be written before the work is done, not after it."""
     if json_to is None or json_to == STDOUT or context.resilient_parsing:
         return json_to
-    folder = Path(os.path.realpath(json_to)).parent
-    if Path(json_to).is_dir():
-        raise click.BadParameter(f"{json_to} is a folder; give the name of a file.", context, parameter)
-    if not folder.is_dir():
-        raise click.BadParameter(f"the folder {folder} does not exist; make it first.", context, parameter)
-    if not os.access(folder, os.W_OK):
-        raise click.BadParameter(f"nothing can be written to the folder {folder}.", context, parameter)
+    check_file("--json", Path(json_to))
     return json_to
 
 

@@ -12,6 +12,7 @@ import click
 
 from kedit_core.cli.common import emit, human_bytes, json_option, note, say, show_table
 from kedit_core.cli.model_options import model_options, open_editor, read_requests
+from kedit_core.cli.outputs import OutputPath, check_folder, replaceable
 from kedit_core.cli.patch_files import check_patch_output
 from kedit_core.cli.plan import show_plan
 from kedit_core.contract import SCENARIOS
@@ -58,7 +59,7 @@ _RELIABILITY = "gen_free.reliability"  # has the answers to the edits' own promp
 @click.option("--stats", type=click.Path(exists=True, path_type=Path), help="Statistics file or folder for the method.")
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), help="Text that statistics are taken from.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Where the patch goes (single mode, many cases: a folder)."
+    "-o", "--output", type=OutputPath(path_type=Path), help="Where the patch goes (single mode, many cases: a folder)."
 )
 @click.option("--plan", is_flag=True, help="Say what would be done, and do nothing.")
 @json_option
@@ -141,19 +142,28 @@ def edit(
 
 
 class _CaseSaver:
-    """Saves each case's patch as soon as it is made, so that an interrupted run keeps what it had."""
+    """Saves each case's patch as soon as it is made, so that an interrupted run keeps what it had.
+
+    A file of the folder that is no patch is not replaced: the patch gets another name.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.names: set[str] = set()
 
     def __call__(self, patch: EditPatch, requests: tuple[EditRequest, ...]) -> None:
+        from kedit_core.patches.container import KEY
+
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = re.sub(r"[^\w.-]+", "_", requests[0].case_id or requests[0].id)[:_LONGEST]
         # "a/b" and "a_b" are two cases
-        name = next(name for n in count(1) if (name := stem if n == 1 else f"{stem}-{n}") not in self.names)
-        self.names.add(name)
-        patch.save(self.folder / f"{name}.safetensors")
+        names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+        free = (name for name in names if name not in self.names and replaceable(self._path(name), KEY))
+        self.names.add(name := next(free))
+        patch.save(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
 
 def _requests(
@@ -186,9 +196,9 @@ def _check_output(output: Path | None, *, folder: bool) -> None:
         raise InputError(f"-o {output} names a patch file, and mode single writes one per case; give a folder")
     if folder and output.exists() and not output.is_dir():
         raise InputError(f"-o {output} is a file, and mode single writes one patch per case; give a folder")
-    if folder and not output.absolute().parent.is_dir():
-        raise InputError(f"-o {output}: the folder {output.absolute().parent} does not exist; make it first")
-    if not folder:
+    if folder:
+        check_folder("-o", output, output if output.is_dir() else output.absolute().parent)
+    else:
         check_patch_output(output)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from kedit_core.cli.common import emit, json_option, note, progress, say, show_table
+from kedit_core.cli.outputs import STDOUT, OutputPath, check_file, drawing
 from kedit_core.cli.patch_files import PATCH_FILE, model_folder
-from kedit_core.errors import InputError
+from kedit_core.errors import BaseMismatchError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kedit_core.patches import EditPatch
     from kedit_core.patches.comparing import Change, Comparison, Overlap, Pair
 
 _EVERYWHERE = "all weights"
@@ -22,7 +26,11 @@ _EVERYWHERE = "all weights"
 @click.argument("files", metavar="PATCH PATCH...", nargs=-1, required=True, type=PATCH_FILE)
 @click.option("--base", "model", metavar="MODEL", help="Also tell norms relative to this model's weights (streamed).")
 @click.option(
-    "--plot", "picture", metavar="FILE", type=PATCH_FILE, help="Draw it to FILE: png, svg or pdf, as the name ends."
+    "--plot",
+    "picture",
+    metavar="FILE",
+    type=OutputPath(dir_okay=False, path_type=Path),
+    help="Draw it to FILE: png, svg or pdf, as the name ends.",
 )
 @click.option("--quick", is_flag=True, help="Leave out rank and overlaps of dense changes (minutes for large weights).")
 @json_option
@@ -43,25 +51,40 @@ def compare(
     """
     from kedit_core.patches import EditPatch
     from kedit_core.patches.comparing import compare as compare_patches
-    from kedit_core.patches.disk import FolderBase
 
     if picture is not None:
         _check_picture(picture)
     patches = [EditPatch.load(file) for file in files]
-    base = None if model is None else FolderBase.open(model_folder(ctx, model), patches[0].base.architecture).tensor
+    base = None if model is None else _base(ctx, model, patches[0], files[0])
     comparison = compare_patches(patches, base, names=_names(files), quick=quick, progress=progress)
-    if picture is not None:
-        comparison.plot(picture)
-    emit(json_to, comparison.to_dict, lambda: _show(comparison, picture))
+    emit(json_to, comparison.to_dict, lambda: _show(comparison))
+    if picture is not None:  # last: a picture that fails takes nothing with it
+        with drawing(picture):
+            comparison.plot(picture)
+        if json_to != STDOUT:
+            say(f"\nthe picture is in {picture}")
+
+
+def _base(ctx: click.Context, model: str, patch: EditPatch, file: Path) -> Callable[[str], Tensor]:
+    """Reads the weights of the model that the norms are relative to; BaseMismatchError for another architecture."""
+    from kedit_core.patches.disk import FolderBase
+
+    folder = model_folder(ctx, model)
+    try:
+        return FolderBase.open(folder, patch.base.architecture).tensor
+    except BaseMismatchError as error:
+        raise BaseMismatchError(
+            f"--base {model} is another architecture than the {patch.base.architecture} that {file} is for; give the "
+            "model it was made for, or leave --base out"
+        ) from error
 
 
 def _check_picture(picture: Path) -> None:
     """Refuse a picture that cannot be drawn before the work is done, not after it."""
     from kedit_core.patches.comparison_plot import check_format
 
-    if not picture.absolute().parent.is_dir():
-        raise InputError(f"--plot {picture}: the folder {picture.absolute().parent} does not exist; make it first")
     check_format(picture)
+    check_file("--plot", picture)
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -70,7 +93,7 @@ def _names(files: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(files) else [str(file) for file in files]
 
 
-def _show(comparison: Comparison, picture: Path | None) -> None:
+def _show(comparison: Comparison) -> None:
     for name, patch_id in zip(comparison.names, comparison.ids, strict=True):
         say(f"{name}: patch {patch_id[:12]}")
     say()
@@ -89,8 +112,6 @@ def _show(comparison: Comparison, picture: Path | None) -> None:
         note(f"note: not compared: {left.operation} of {comparison.names[left.patch]}, {left.reason}")
     for text in comparison.notes:
         note(f"note: {text}")
-    if picture is not None:
-        say(f"\nthe picture is in {picture}")
 
 
 def _change(change: Change) -> str:

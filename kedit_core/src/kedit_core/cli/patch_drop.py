@@ -9,6 +9,7 @@ import click
 
 from kedit_core.cli.common import emit, human_bytes, json_option, note, say
 from kedit_core.cli.model_options import open_editor
+from kedit_core.cli.outputs import OutputPath
 from kedit_core.cli.patch_files import PATCH_FILE, check_patch_output
 from kedit_core.cli.root import catalogue
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), help="Text that statistics are taken from.")
 @click.option("--with", "given", multiple=True, metavar="ROLE=PATH", help="What method or patches need beside.")
 @click.option("--allow-unverified", is_flag=True, help="Also for weights that cannot be verified (quantised).")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the new patch goes.")
+@click.option("-o", "--output", required=True, type=OutputPath(path_type=Path), help="Where the new patch goes.")
 @json_option
 @click.pass_context
 def drop(
@@ -59,7 +60,7 @@ def drop(
     """Write a patch as if one of the facts in PATCH had never been in it.
 
     The method that made PATCH computes it, with the settings and the seed in it. A case of several requests goes as a
-    whole.
+    whole, and so do requests that are equal: #3 takes all that say the same as the third.
     """
     from kedit_core.editing.dropping import base_name, settings_of
     from kedit_core.editing.facts import requests_named

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from kedit_core.cli.outputs import check_file, check_replaceable
 from kedit_core.cli.root import catalogue
-from kedit_core.errors import InputError
 
 PATCH_FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -22,8 +22,11 @@ def model_folder(ctx: click.Context, model: str) -> Path:
 
 
 def check_patch_output(output: Path) -> None:
-    """Refuse a place where no patch file can be written (InputError): before the work is done, not after it."""
-    if output.is_dir():
-        raise InputError(f"-o {output} is a folder; give the name of a file, such as {output / 'patch.safetensors'}")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"-o {output}: the folder {output.absolute().parent} does not exist; make it first")
+    """Refuse a place where no patch file can be written, or a file that is no patch and would be replaced by one.
+
+    Raises InputError: before the work is done, not after it.
+    """
+    from kedit_core.patches.container import KEY
+
+    check_file("-o", output, "patch.safetensors")
+    check_replaceable("-o", output, KEY, "patch")

@@ -55,7 +55,8 @@ class EditContext:
         options: what the caller passed for this method beside hparams (``stats``, ``corpus``, ...).
         memory_budget: bytes a method may use beside the model.
         cache: folder for what is worth keeping between runs.
-        memo: kept for the Editor's life; only for what follows from the base model, the seed and the key alone.
+        memo: kept for the Editor's life; only for what follows from the base model, the seed and the key alone, or also
+            from patches, if their ids are kept with it and compared before it is used again.
         records: measurements by name (``edit_seconds``, ...), read by metrics.
         requests: all prepared requests of this edit (a round computes some of them).
     """

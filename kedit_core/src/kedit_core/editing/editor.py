@@ -18,6 +18,7 @@ from kedit_core.editing.choosing import decided
 from kedit_core.editing.context import EditContext, EditWarning, seeded
 from kedit_core.editing.core_plugin import CorePlugin
 from kedit_core.editing.dropping import base_name, drop, settings_of
+from kedit_core.editing.facts import warn_of_contradictions
 from kedit_core.editing.planning import what_it_takes
 from kedit_core.editing.result import EditResult
 from kedit_core.editing.rounds import compute_round, run_cases, run_rounds, settle, take_off, undone_on_failure
@@ -209,6 +210,8 @@ class Editor:
         prepared = tuple(self.host.prepare_requests(context, given))
         context.requests = prepared
         self._choose(context)
+        if chosen != "single":
+            warn_of_contradictions(context, prepared)
         groups = cases(prepared) if chosen == "single" else [prepared]
         plan = [(group, rounds(group, chosen, batch_size, method)) for group in groups]
         with undone_on_failure(self.stack):
@@ -223,18 +226,19 @@ class Editor:
                 patches = run_rounds(context, plan[0][1], on_patch)
                 joined = settle(context, patches)
                 evaluation = self._measure(context, prepared, self._manifest(prepared)) if evaluate else None
-        self._previous = joined if chosen != "single" else self._previous
-        return EditResult(
-            scenario=chosen,
-            way=context.way or self.way or "merged",
-            requests=prepared,
-            patches=patches,
-            joined=joined,
-            hparams=self.settings,
-            evaluation=evaluation,
-            warnings=tuple(context.warnings),
-            seconds=time.perf_counter() - started,
-        )
+            result = EditResult(
+                scenario=chosen,
+                way=context.way or self.way or "merged",
+                requests=prepared,
+                patches=patches,
+                joined=joined,
+                hparams=self.settings,
+                evaluation=evaluation,
+                warnings=tuple(context.warnings),
+                seconds=time.perf_counter() - started,
+            )
+            self._previous = joined if chosen != "single" else self._previous
+            return result
 
     def compute(self, requests: EditRequest | Sequence[EditRequest]) -> EditPatch:
         """The patch of one round, computed and not put on the model.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kedit_core.errors import InputError
 from kedit_core.patches import EditPatch, PrivateRequests
 from kedit_core.requests import EditRequest
 
+if TYPE_CHECKING:
+    from kedit_core.editing.context import EditContext
+
 Fact: TypeAlias = Mapping[str, Any]
 
 _LISTED = 8
+_SHOWN = 60  # letters of a prompt in a message
+_TARGETS = 3  # of one prompt in a message
 
 
 def request_of(fact: Fact) -> EditRequest:
@@ -36,6 +41,8 @@ def requests_named(patch: EditPatch, wanted: str) -> list[str]:
     It is a ``case_id`` (of all requests of that case), or ``#3`` for the third request (just ``3`` when no request has
     a case id), or the id of a request.
 
+    Requests that are equal have one id and go together, whichever of them is named.
+
     Raises InputError when the facts are private, when there is no such request, or when none would be left.
     """
     facts = facts_of(patch)
@@ -44,10 +51,39 @@ def requests_named(patch: EditPatch, wanted: str) -> list[str]:
         raise InputError(f"patch {patch.id[:12]} has no case {wanted!r}; it has {_listing(facts)}")
     ids = list(dict.fromkeys(request_of(fact).id for fact in found))
     if all(request_of(fact).id in ids for fact in facts):
+        equal = " (requests that are equal go together)" if len(facts) > len(found) else ""
         raise InputError(
-            f"nothing would be left of patch {patch.id[:12]} without {wanted!r}; remove the whole patch instead"
+            f"nothing would be left of patch {patch.id[:12]} without {wanted!r}{equal}; remove the whole patch instead"
         )
     return ids
+
+
+def contradictions(requests: Sequence[EditRequest]) -> dict[str, tuple[str, ...]]:
+    """Prompts that are to be completed with different targets, with these targets in order.
+
+    One model gives one answer to a prompt, so at most one of the targets can come true.
+    """
+    targets: dict[str, dict[str, None]] = {}
+    for request in requests:
+        targets.setdefault(request.prompt.strip(), {})[request.target_new.strip()] = None
+    return {prompt: tuple(found) for prompt, found in targets.items() if len(found) > 1}
+
+
+def warn_of_contradictions(context: EditContext, requests: Sequence[EditRequest]) -> None:
+    """Warn ``contradicting_requests`` with the number of prompts whose requests contradict each other."""
+    found = contradictions(requests)
+    if not found:
+        return
+    prompt, targets = next(iter(found.items()))
+    shown = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}..."
+    more = f", and {len(found) - 1} more prompts contradict themselves" if len(found) > 1 else ""
+    context.warn(
+        "contradicting_requests",
+        float(len(found)),
+        "keep one target for each prompt, or edit each case alone (scenario single)",
+        f"{shown!r} is to be completed with {' and with '.join(map(repr, targets[:_TARGETS]))}"
+        f"{f' and {len(targets) - _TARGETS} more' if len(targets) > _TARGETS else ''}{more}",
+    )
 
 
 def _matching(facts: Sequence[Fact], wanted: str) -> list[Fact]:

@@ -118,11 +118,12 @@ def run_cases(
 
 @contextmanager
 def undone_on_failure(stack: PatchStack) -> Iterator[None]:
-    """Whatever ends the body early, the patches on the model afterwards are those that were on it before."""
-    before = stack.patches
+    """Whatever ends the body early, the patches on the model and the gradient mode are afterwards as before."""
+    before, gradients = stack.patches, torch.is_grad_enabled()
     try:
         yield
     except BaseException:
+        torch.set_grad_enabled(gradients)
         stack.reset_to(before)
         raise
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kedit_core.cli.common import emit, json_option, note
+from kedit_core.cli.common import emit, json_option, note, say
 from kedit_core.cli.model_options import model_options, open_editor, read_requests
+from kedit_core.cli.outputs import STDOUT, OutputPath, check_file, drawing
 from kedit_core.errors import InputError, MethodError
 from kedit_methods_locate.commands.locate_view import show
 from kedit_methods_locate.tracing.settings import KINDS, MODULES, OCCURRENCES, TraceSettings
@@ -66,7 +67,7 @@ _WARNINGS = 3  # of each kind on the screen
     type=click.Path(exists=True, path_type=Path),
     help="Text for the noise rules m and t (that of the dataset meant for the model, unless given).",
 )
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw it to this .png, .pdf or .svg.")
+@click.option("--plot", type=OutputPath(dir_okay=False, path_type=Path), help="Draw it to this .png, .pdf or .svg.")
 @json_option
 @click.pass_context
 def locate(
@@ -130,11 +131,14 @@ def locate(
     averaged = average(traces.traces)
     readable = {"mlp", "block"} & set(averaged.effects)
     suggestion = suggest_layers(averaged, span=span) if readable else None
-    if plot is not None:
-        _draw(plot, traces, averaged)
     data = _data(traces, averaged, suggestion, work)
-    emit(json_to, lambda: data, lambda: show(traces, averaged, suggestion, plot))
+    emit(json_to, lambda: data, lambda: show(traces, averaged, suggestion))
     _say_warnings(work)
+    if plot is not None:  # last: a picture that fails takes nothing with it
+        with drawing(plot):
+            _draw(plot, traces, averaged)
+        if json_to != STDOUT:
+            say(f"drawn: {plot}")
 
 
 def _facts(
@@ -167,8 +171,7 @@ def _check_plot(plot: Path | None) -> None:
 
     figure.check_suffix(plot)
     figure.load()
-    if not plot.absolute().parent.is_dir():
-        raise InputError(f"--plot {plot}: the folder {plot.absolute().parent} does not exist; make it first")
+    check_file("--plot", plot)
 
 
 def _text(work: EditContext, settings: TraceSettings) -> Corpus | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedit_core.cli.common import say, show_table
@@ -24,7 +23,7 @@ _TITLES: Mapping[str, str] = {
 }
 
 
-def show(traces: Traces, averaged: AverageTrace, suggestion: Suggestion | None, plot: Path | None) -> None:
+def show(traces: Traces, averaged: AverageTrace, suggestion: Suggestion | None) -> None:
     """Print the result: the table of one fact, or the averages of several."""
     if len(traces.traces) == 1:
         _show_fact(traces.traces[0])
@@ -34,8 +33,6 @@ def show(traces: Traces, averaged: AverageTrace, suggestion: Suggestion | None, 
         say(f"skipped: {len(traces.skipped)} facts whose expected answer the model does not give")
     if suggestion is not None:
         _show_suggestion(suggestion)
-    if plot is not None:
-        say(f"drawn: {plot}")
 
 
 def _show_fact(trace: Trace) -> None:

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kedit_core.cli.common import emit, human_bytes, json_option, note, progress, say, show_table
+from kedit_core.cli.outputs import OutputPath, check_file, check_folder, check_replaceable
 from kedit_core.errors import InputError
 
 if TYPE_CHECKING:
     from kedit_core.editing import EditContext, EditWarning
     from kedit_methods_locate.hparams.spread import Projection
     from kedit_methods_locate.stats import Source, Statistic
+
+
+_DIGITS = 4  # of a layer's number; a longer range would fill the memory before any model could refuse it
+_ENDING = ".safetensors"
+_MARK = "kedit_statistics"  # the metadata key of statistics files
 
 
 @click.command()
@@ -38,8 +44,8 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    help="Also write them to this file, or into this folder under their keys (as plugins ship them).",
+    type=OutputPath(path_type=Path),
+    help="Also write them to this file (.safetensors), or into this folder under their keys (as plugins ship them).",
 )
 @json_option
 def stats(
@@ -76,7 +82,11 @@ def stats(
     """
     if sum((corpus is not None, dataset is not None, sample)) > 1:
         raise InputError("--corpus, --dataset and --sample are three sources; give one of them")
+    if not 0 <= seed < 1 << 63:
+        raise InputError(f"the seed is {seed}; give a whole number from 0 to 2**63 - 1")
     numbers = parse_layers(layers)
+    if output is not None:
+        _check_output(output)
     from kedit_methods_locate.stats.ranks import own_device, processes
 
     part = {"documents": documents, "tokens": tokens, "max_len": max_len, "seed": seed}
@@ -126,10 +136,32 @@ def parse_layers(text: str) -> list[int]:
     numbers: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        end = last if dash else first
+        if not first.isdecimal() or not end.isdecimal():
             raise InputError(f"--layers {text!r} is no list of layers; write for example 5 or 3-8 or 1,2,7")
-        numbers.update(range(int(first), int(last if dash else first) + 1))
+        if max(len(first), len(end)) > _DIGITS:
+            raise InputError(
+                f"--layers goes up to a number of {max(len(first), len(end))} digits, and no model has so many layers; "
+                "write for example 5 or 3-8 or 1,2,7"
+            )
+        if int(end) < int(first):
+            raise InputError(f"--layers {text!r} is no list of layers, as {first} is above {end}; write {end}-{first}")
+        numbers.update(range(int(first), int(end) + 1))
     return sorted(numbers)
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a place where no statistics can be written (InputError): before the work is done, not after it."""
+    if output.is_dir() or not output.suffix:
+        folder = output if output.exists() else output.absolute().parent
+        check_folder("-o", output, folder)
+        return
+    if output.suffix != _ENDING:
+        raise InputError(
+            f"-o {output} must end in {_ENDING}, as the file it will be, or be a folder that is there or has no dot"
+        )
+    check_file("-o", output)
+    check_replaceable("-o", output, _MARK, "statistics file")
 
 
 def _source(context: EditContext, part: Any, dataset: str | None, sample: bool, projection: Projection) -> Source:
@@ -158,7 +190,7 @@ def _collect(context: EditContext, layers: list[int], source: Source) -> dict[in
 def _write(output: Path, statistics: list[Statistic]) -> list[Path]:
     from kedit_methods_locate.stats import save_statistics
 
-    if output.suffix:
+    if output.suffix and not output.is_dir():
         save_statistics(output, statistics)
         return [output]
     paths = [output / f"{statistic.record['key']}.safetensors" for statistic in statistics]

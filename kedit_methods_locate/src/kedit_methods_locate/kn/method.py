@@ -69,8 +69,8 @@ class Kn:
             longest = max(_tokens(context, request, hparams))
             if longest > cast(int, limit):
                 faults.append(
-                    f"{shortened(request.prompt)}: a prompt with its answer is {longest} tokens long, and the model has "
-                    f"{limit} positions; shorten it"
+                    f"{shortened(request.prompt)}: a prompt with its answer is {longest} tokens long, and the model "
+                    f"has {limit} positions; shorten it"
                 )
         if faults:
             raise RequestError("the requests for method 'kn'", faults)
@@ -131,10 +131,11 @@ def _answer_tokens(context: EditContext, request: EditRequest, hparams: KnHyperP
 
 
 def _tokens(context: EditContext, request: EditRequest, hparams: KnHyperParams) -> list[int]:
-    """Lengths of the rows that attribution runs."""
-    answer = _answer_tokens(context, request, hparams)
+    """Lengths of the rows that attribution runs, with the longer one of the two answers."""
+    new = context.tokens.pair(request.prompt, request.target_new).target_ids
+    answer = max(_answer_tokens(context, request, hparams), len(new))
     prompts = (*prompts_of(request, hparams), *negatives_of(request, hparams))
-    return [len(context.tokens.prompt(prompt).ids) + answer for prompt in prompts]
+    return [len(context.tokens.prompt(prompt).ids) + answer - 1 for prompt in prompts]
 
 
 def _answers(context: EditContext, request: EditRequest, found: Located, hparams: KnHyperParams) -> Answers:

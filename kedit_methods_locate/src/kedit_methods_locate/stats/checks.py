@@ -67,7 +67,16 @@ def _check_factor(context: EditContext, statistic: Statistic, ridge: float, part
             "set mom2_ridge (1e-4, say), or give a more varied corpus (--corpus)",
             f"{where} has {statistic.dead} of {statistic.width} units that the corpus never makes active",
         )
-    factor = statistic.factorised(ridge, device=_solving_device(context, statistic.layer, part), cache=context.cache)
+    try:
+        factor = statistic.factorised(
+            ridge, device=_solving_device(context, statistic.layer, part), cache=context.cache
+        )
+    except MethodError as error:
+        # the last ridge is far more than rounding takes from a sum of products, however few the keys
+        raise MethodError(
+            f"{where} is indefinite: it cannot be factorised even with a hundredth of its mean diagonal added, which "
+            "no sum of k k^T needs; collect it again with 'kedit stats', or give another with --stats"
+        ) from error
     if factor.ridge > factor.asked:
         context.warn(
             "statistics_singular",

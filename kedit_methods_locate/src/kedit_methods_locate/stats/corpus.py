@@ -107,14 +107,34 @@ class FileCorpus:
         with file.open("rb") as stream:
             stream.seek(offset)
             line = stream.readline()
+        wanted = f"a JSON object with a text in the field {self._field!r}" if file.suffix == ".jsonl" else "UTF-8 text"
         try:
             text = line.decode()
-            return str(json.loads(text)[self._field]) if file.suffix == ".jsonl" else text.rstrip("\r\n")
-        except (ValueError, KeyError, TypeError) as error:
-            wanted = f"a JSON object with the field {self._field!r}" if file.suffix == ".jsonl" else "UTF-8 text"
+            document = json.loads(text)[self._field] if file.suffix == ".jsonl" else text.rstrip("\r\n")
+            if not isinstance(document, str):
+                raise TypeError(f"{self._field!r} holds {_json_name(document)}")
+            document.encode()  # JSON can spell half of a character, which no tokenizer takes
+            return document
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
-                f"{file.name}, the line that starts at byte {offset}, is no document ({error!r}); write {wanted} there"
+                f"{file.name}, the line that starts at byte {offset}, is no document ({_why(error)}); "
+                f"write {wanted} there"
             ) from error
+
+
+def _why(error: Exception) -> str:
+    """Short, whatever the line holds."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{error.reason} at position {error.start} of the line"
+    if isinstance(error, UnicodeEncodeError):
+        return error.reason
+    return f"no field {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _json_name(value: object) -> str:
+    if value is None:
+        return "null"
+    return "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"{value!r:.20}"
 
 
 def documents_digest(documents: Sequence[str]) -> str:

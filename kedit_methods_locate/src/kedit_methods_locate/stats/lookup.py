@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from kedit_core.errors import BaseMismatchError, InputError
 from kedit_methods_locate.hparams import LocateHyperParams
 from kedit_methods_locate.hparams.spread import Projection
 from kedit_methods_locate.stats.checks import check, model_dtype
-from kedit_methods_locate.stats.collect import Partial, collect
+from kedit_methods_locate.stats.collect import collect
 from kedit_methods_locate.stats.corpus import Corpus, FileCorpus, TextCorpus
 from kedit_methods_locate.stats.fingerprint import key_of, weights_digest
+from kedit_methods_locate.stats.kept import REMEDY, KeptPartial, keep, read_kept, refusal
 from kedit_methods_locate.stats.predecessors import resource_name
 from kedit_methods_locate.stats.ranks import Ranks
 from kedit_methods_locate.stats.source import Sample, Source, site_name, width_of
 from kedit_methods_locate.stats.statistic import TOKENS_PER_WIDTH, Statistic
-from kedit_methods_locate.stats.store import ROLE, cache_path, first_of, load_statistics, save_statistics
+from kedit_methods_locate.stats.store import ROLE, cache_path, first_of, load_statistics
 
 
 def statistics_for(
@@ -122,13 +124,15 @@ def _source_of(statistic: Statistic) -> str:
 
 
 def cached(context: EditContext, layers: Sequence[int], source: Source) -> dict[int, Statistic]:
-    """Statistics of exactly this source, in the cache or shipped by a plugin; layers not found are left out."""
+    """Statistics of exactly this source, in the cache or shipped by a plugin; layers not found are left out.
+
+    A file that cannot be used is logged and counts as not found.
+    """
     found: dict[int, Statistic] = {}
     for layer in layers:
         key = key_of(fields := source.fields(context, layer))
-        here = cache_file(context, fields)
-        for path in (here if here.is_file() else None, context.find_resource(ROLE, key)):
-            statistics = load_statistics(path) if path is not None else []
+        for path in (cache_file(context, fields), context.find_resource(ROLE, key)):
+            statistics = read_kept(path) if path is not None else []
             match = next((s for s in statistics if s.layer == layer and s.record.get("key") == key), None)
             if match is not None:
                 found[layer] = match
@@ -136,14 +140,31 @@ def cached(context: EditContext, layers: Sequence[int], source: Source) -> dict[
     return found
 
 
-def collected(context: EditContext, layers: Sequence[int], source: Source) -> dict[int, Statistic]:
-    """Collect in one pass and put in the cache; an interrupted pass over the same source is taken up again."""
+def collected(
+    context: EditContext, layers: Sequence[int], source: Source, *, must_keep: bool = False
+) -> dict[int, Statistic]:
+    """Collect in one pass and put in the cache; an interrupted pass over the same source is taken up again.
+
+    Where the cache cannot be written to, nothing is kept, and this is said (warning ``statistics_not_kept``).
+
+    Args:
+        must_keep: for a caller who wants them in the cache and nowhere else.
+
+    Raises:
+        InputError: ``must_keep``, and the cache cannot be written to; before the pass. Or the source holds no token.
+    """
     started = time.monotonic()
     fields = {layer: source.fields(context, layer) for layer in layers}
     keys = {layer: key_of(each) for layer, each in fields.items()}
+    files = {layer: cache_file(context, each) for layer, each in fields.items()}
+    for path in files.values() if must_keep else ():
+        if (reason := refusal(path)) is not None:
+            raise InputError(
+                f"the statistics could not be kept in {path.parent} ({reason}); {REMEDY}, or name a file with -o"
+            )
     whole = key_of({str(layer): key for layer, key in keys.items()})
     ranks = Ranks.now()
-    kept = Partial(path=context.cache / ROLE / f"partial-{whole[:32]}{ranks.suffix}.safetensors", key=whole)
+    kept = KeptPartial(path=context.cache / ROLE / f"partial-{whole[:32]}{ranks.suffix}.safetensors", key=whole)
     with context.stack.suspended():
         sums = collect(
             context.forward,
@@ -151,7 +172,7 @@ def collected(context: EditContext, layers: Sequence[int], source: Source) -> di
             source.rows(context),
             skip_first_token=source.sample.skip_first_token,
             max_tokens=source.sample.tokens,
-            partial=kept,
+            partial=kept if refusal(kept.path) is None else None,
             part=source.part,
             ranks=ranks,
             show=context.progress,
@@ -168,9 +189,11 @@ def collected(context: EditContext, layers: Sequence[int], source: Source) -> di
         found[layer] = Statistic.from_sum(layer, sums.totals[layer], sums.count, record)
         if ranks.first:
             found[layer] = found[layer].summarised()
-            save_statistics(cache_file(context, fields[layer]), [found[layer]])
+    if ranks.first:
+        keep(context, {files[layer]: statistic for layer, statistic in found.items()})
     ranks.wait()
-    kept.path.unlink(missing_ok=True)
+    with suppress(OSError):
+        kept.path.unlink()
     # reported apart from the edit's own time: it is done once for a model
     context.records.setdefault("setup_seconds", []).append(time.monotonic() - started)
     return found
@@ -187,7 +210,7 @@ def _of_any_corpus(context: EditContext, layer: int, sample: Sample, part: Proje
     same = ("code", "layer", "site", "weights", "tokenizer", "skip_first_token")
     best: Statistic | None = None
     for path in sorted(cache_file(context, wanted).parent.glob("*.safetensors")):
-        for statistic in load_statistics(path):
+        for statistic in read_kept(path):
             fits = all(statistic.record.get(name) == wanted[name] for name in same)
             if fits and (best is None or statistic.count > best.count):
                 best = statistic

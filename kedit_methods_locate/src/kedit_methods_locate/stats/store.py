@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,21 @@ from torch import Tensor
 from kedit_core.errors import InputError, MethodError
 from kedit_core.files import replacing
 from kedit_methods_locate.stats.statistic import Statistic
+from kedit_methods_locate.stats.validity import fault
 
 ROLE = "statistics"
 """What plugins that ship them, and the cache's folder of them, go by."""
 
 FORMAT = 1
 _META = "kedit_statistics"
+_MOST = 1 << 63  # tokens, as they are kept in digests
+# all that numpy lets through for a file that is damaged or something else
+_UNREADABLE = (
+    *(OSError, KeyError, ValueError, EOFError, TypeError, OverflowError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 _SITE = "mlp_out.input"  # of files that do not tell
+_ANEW = "collect it again with 'kedit stats'"
 
 
 def save_statistics(path: Path, statistics: Sequence[Statistic]) -> None:
@@ -58,18 +68,32 @@ def load_statistics(path: Path) -> list[Statistic]:
     tensors, meta = read_tensors(path)
     try:
         if meta["format"] != FORMAT:
-            raise InputError(f"{path} is a statistics file of format {meta['format']}; this kedit reads {FORMAT}")
-        return [
-            Statistic(
-                int(e["layer"]),
-                tensors[_tensor_name(int(e["layer"]), e["record"].get("site", _SITE))].to(torch.float32),
-                int(e["count"]),
-                e["record"],
+            raise InputError(
+                f"{path} is a statistics file of format {str(meta['format'])[:20]}, and this kedit reads {FORMAT}; "
+                f"{_ANEW}"
             )
-            for e in meta["statistics"]
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError, MethodError) as error:
-        raise InputError(f"{path} is not a usable statistics file ({error}); run 'kedit stats' again") from error
+        return [_from_entry(path, entry, tensors) for entry in meta["statistics"]]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MethodError) as error:
+        raise InputError(f"{path} is not a usable statistics file ({error}); {_ANEW}") from error
+
+
+def _from_entry(path: Path, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistic:
+    layer, count, record = int(entry["layer"]), int(entry["count"]), entry["record"]
+    if not isinstance(record, dict) or not isinstance(record.get("corpus") or {}, dict):
+        raise InputError(f"{path} has a statistic of layer {layer} whose record is of another form; {_ANEW}")
+    if count >= _MOST:
+        raise InputError(f"{path} has a statistic of layer {layer} of more tokens than can be counted; {_ANEW}")
+    total = tensors[_tensor_name(layer, record.get("site", _SITE))]
+    _refuse_faults(path, layer, total)
+    return Statistic(layer, total.to(torch.float32), count, record)
+
+
+def _refuse_faults(path: Path, layer: int, total: Tensor) -> None:
+    if (what := fault(total)) is not None:
+        raise InputError(
+            f"the matrix of layer {layer} in {path} {what}, so it is no sum of k k^T over keys k; give another, or "
+            f"{_ANEW}"
+        )
 
 
 def load_npz(path: Path, layer: int | None = None) -> Statistic:
@@ -86,10 +110,19 @@ def load_npz(path: Path, layer: int | None = None) -> Statistic:
         layer = int(number.group(1))
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            total, count = np.asarray(arrays["mom2.mom2"], dtype=np.float64), int(arrays["mom2.count"])
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} lacks the arrays mom2.mom2 and mom2.count of ROME's files ({error})") from error
-    return Statistic.from_sum(layer, torch.from_numpy(total), count, {"imported": path.name})
+            total, count = np.asarray(arrays["mom2.mom2"]), int(arrays["mom2.count"])
+    except _UNREADABLE as error:
+        raise InputError(
+            f"{path} lacks the arrays mom2.mom2 and mom2.count of ROME's files ({error}); give another, or {_ANEW}"
+        ) from error
+    if total.dtype.kind not in "fiu":
+        raise InputError(f"mom2.mom2 in {path} holds {total.dtype} and no real numbers; give another, or {_ANEW}")
+    try:
+        wide = torch.from_numpy(total.astype(np.float64))
+        _refuse_faults(path, layer, wide)
+        return Statistic.from_sum(layer, wide, count, {"imported": path.name})
+    except MethodError as error:
+        raise InputError(f"{path} cannot be used: {error}") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -108,8 +141,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             text = (file.metadata() or {}).get(_META)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
         meta = json.loads(text) if text else None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a statistics file ({error})") from error
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as a statistics file ({error}); {_ANEW}") from error
     if not isinstance(meta, dict):
         raise InputError(f"{path} is not a statistics file of kedit; make one with 'kedit stats'")
     return tensors, meta

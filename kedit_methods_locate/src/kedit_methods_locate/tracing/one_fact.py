@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from attrs import frozen
+from numpy.typing import NDArray
 
 from kedit_core.editing import EditContext
 from kedit_core.editing.progress import Step, silent
 from kedit_core.errors import InputError, MethodError
 from kedit_core.forward import ForwardTools, Pair, score_pairs
+from kedit_methods_locate.lengths import shortened
 from kedit_methods_locate.stats import Corpus
 from kedit_methods_locate.tracing.cells import Tables, kinds_of, sites_of
 from kedit_methods_locate.tracing.facts import Fact, TracedPrompt, traced_prompt
@@ -78,6 +81,7 @@ def trace(
     Raises:
         UnknownFactError: the model does not give the expected answer.
         InputError: the subject does not stand in the prompt, or the prompt is too long.
+        MethodError: probabilities are not finite, of the clean run or of a corrupted one.
     """
     settings = settings or TraceSettings()
     noise = noise or resolve_noise(context, settings, [fact.subject], corpus)
@@ -96,6 +100,7 @@ def trace_all(
 
     Raises:
         InputError: no fact, or one whose subject does not stand in its prompt, before any is traced.
+        MethodError: probabilities are not finite.
     """
     settings = settings or TraceSettings()
     if not facts:
@@ -125,6 +130,12 @@ def _traced(context: EditContext, fact: Fact, settings: TraceSettings, noise: No
         raise InputError(f"the prompt has {len(prompt.ids)} tokens, and the model {limit} positions; shorten it")
     restored, severed = sites_of(settings, layers)
     clean = read_clean(forward, prompt.ids, restored)
+    high_log = float(clean.logprobs[clean.answer])
+    if not math.isfinite(high_log):
+        raise MethodError(
+            f"the model's own probabilities for {shortened(fact.prompt)} are not finite; run in float32 (--dtype "
+            "float32), or take off an edit that has broken the model"
+        )
     answer_tokens = _check_answer(forward, fact, clean)
     runs = corrupted_runs(
         forward,
@@ -135,9 +146,12 @@ def _traced(context: EditContext, fact: Fact, settings: TraceSettings, noise: No
         capture=severed,
         memory_budget=context.memory_budget,
     )
-    high_log, baseline = float(clean.logprobs[clean.answer]), runs.baseline.double()
+    baseline = runs.baseline.double()
+    _refuse_infinite(fact, baseline.numpy(force=True))
     tables = Tables(runs, prompt.corrupted[0], high_log)
     filled = {kind: tables.fill(kind, settings.width(layers), step) for kind in kinds_of(settings)}
+    for each in filled.values():
+        _refuse_infinite(fact, each.logprob)
     found = Trace(
         prompt=fact.prompt,
         subject=fact.subject,
@@ -165,6 +179,15 @@ def _traced(context: EditContext, fact: Fact, settings: TraceSettings, noise: No
     )
     _warn(context, found, prompt, settings)
     return found
+
+
+def _refuse_infinite(fact: Fact, logprobs: NDArray[np.float64]) -> None:
+    """MethodError for a run whose noise the model's numbers could not hold."""
+    if not np.isfinite(logprobs).all():
+        raise MethodError(
+            f"the corrupted runs of {shortened(fact.prompt)} give probabilities that are not finite; lower --noise, or "
+            "run in float32 (--dtype float32)"
+        )
 
 
 def _check_answer(forward: ForwardTools, fact: Fact, clean: Clean) -> int:

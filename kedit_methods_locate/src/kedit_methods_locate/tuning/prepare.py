@@ -10,7 +10,7 @@ from kedit_core.editing import Editor, EditWarning
 from kedit_core.errors import InputError, KeditError
 from kedit_core.hparams import HyperParams
 from kedit_core.requests import EditRequest
-from kedit_methods_locate.hparams import LocateHyperParams
+from kedit_methods_locate.hparams import AlphaEditHyperParams, LocateHyperParams
 from kedit_methods_locate.hparams.spread import Projection
 from kedit_methods_locate.stats import Sample, statistics_for
 from kedit_methods_locate.tuning.candidates import Candidate
@@ -79,7 +79,8 @@ def collect_statistics(editor: Editor, candidates: Sequence[Candidate]) -> tuple
     context = editor.context()
     for (_, part), by_layer in wanted.items():
         try:
-            statistics_for(context, sorted(by_layer), by_layer[min(by_layer)], part)
+            solved = not all(isinstance(each, AlphaEditHyperParams) for each in by_layer.values())
+            statistics_for(context, sorted(by_layer), by_layer[min(by_layer)], part, factorise=solved)
         except KeditError:
             continue
     return tuple(context.warnings)

@@ -12,10 +12,14 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from kedit_core.errors import InputError
+from kedit_core.editing import EditContext
+from kedit_core.errors import InputError, RequestError
 from kedit_core.forward import Batch, ForwardTools, Side, TokenBoundary
+from kedit_core.models import ModelView
 from kedit_core.requests import EditRequest
 from kedit_methods_finetune.hparams.ft import Objective
+
+_SHOWN = 60  # characters of a prompt in a message
 
 
 @frozen
@@ -38,6 +42,36 @@ def facts_of(tokens: TokenBoundary, requests: Sequence[EditRequest], append_eos:
         end = (int(tokens.tokenizer.eos_token_id),)
     pairs = [tokens.pair(request.prompt, request.target_new) for request in requests]
     return [Fact(pair.prompt_ids, (*pair.target_ids, *end)) for pair in pairs]
+
+
+def row_length(view: ModelView, fact: Fact) -> int:
+    """Tokens that the edited stack reads: an encoder the prompt, a decoder all but the last target token too."""
+    return len(fact.prompt) + (0 if view.is_encoder_decoder else len(fact.target) - 1)
+
+
+def fitting(context: EditContext, requests: Sequence[EditRequest], append_eos: bool = False) -> list[Fact]:
+    """:func:`facts_of`, refused where the model has too few positions for one (also by rotary models).
+
+    The whole row counts for every objective, since the answer will be asked for.
+
+    Raises RequestError naming each such request with its length.
+    """
+    view, facts = context.adapter, facts_of(context.tokens, requests, append_eos)
+    limit = None if view.is_encoder_decoder else view.max_positions
+    faults = [
+        f"{_shortened(request.prompt)}: the prompt with its target is {row_length(view, fact)} tokens long, and the "
+        f"model has {limit} positions; shorten it"
+        for request, fact in zip(requests, facts, strict=True)
+        if limit is not None and row_length(view, fact) > limit
+    ]
+    if faults:
+        name = context.method.name if context.method else "unknown"
+        raise RequestError(f"the requests for method {name!r}", faults)
+    return facts
+
+
+def _shortened(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}...")
 
 
 @frozen(eq=False)

@@ -19,7 +19,7 @@ from kedit_methods_finetune.ft.places import places_of
 from kedit_methods_finetune.ft.training import Trained, Trainer, limits_of, train
 from kedit_methods_finetune.guards import warn_large, warn_missed
 from kedit_methods_finetune.hparams import FtBfHyperParams, FtHyperParams
-from kedit_methods_finetune.questions import Fact, facts_of
+from kedit_methods_finetune.questions import Fact, facts_of, fitting
 from kedit_methods_finetune.timing import seconds_of
 
 _STUCK = 0.5  # share of entries that a bound leaves no room
@@ -35,10 +35,15 @@ class FineTuning:
     """
 
     @hookimpl
-    def prepare_requests(self, context: EditContext) -> None:
-        """Refuse layers, parts and weights that cannot be trained, before any work; requests stay as they are."""
+    def prepare_requests(self, context: EditContext, requests: Sequence[EditRequest]) -> None:
+        """Refuse layers, parts and weights that cannot be trained and facts too long for the model, before any work.
+
+        Raises InputError; requests stay as they are.
+        """
         if context.hparams is not None:
-            places_of(context.adapter, cast(FtHyperParams, context.hparams))
+            hparams = cast(FtHyperParams, context.hparams)
+            places_of(context.adapter, hparams)
+            fitting(context, requests, hparams.append_eos)
 
     @hookimpl
     def compute_patch(self, context: EditContext, requests: Sequence[EditRequest], hparams: FtHyperParams) -> EditPatch:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
-from kedit_core.errors import InputError, MethodError
+from kedit_core.errors import MethodError
 from kedit_core.forward import frozen
 from kedit_core.patches import EditPatch
 from kedit_core.requests import EditRequest
@@ -24,7 +24,7 @@ from kedit_methods_finetune.hparams.lora import AdaLoraHyperParams, AdapterHyper
 from kedit_methods_finetune.lora.adapters import Adapters, SvdAdapters, require_peft
 from kedit_methods_finetune.lora.targets import Target, find_targets
 from kedit_methods_finetune.lora.training import steps_of, timed_step, train
-from kedit_methods_finetune.questions import Fact, facts_of
+from kedit_methods_finetune.questions import Fact, fitting, row_length
 from kedit_methods_finetune.timing import TRIED
 
 _COPIES = 4  # of a trained number: itself, its gradient and Adam's two moments
@@ -52,14 +52,14 @@ class Lora:
         if context.hparams is not None:
             hparams = cast(AdapterHyperParams, context.hparams)
             find_targets(context.adapter, hparams)
-            _facts(context, requests, hparams)
+            fitting(context, requests, hparams.append_eos)
 
     @hookimpl
     def compute_patch(
         self, context: EditContext, requests: Sequence[EditRequest], hparams: AdapterHyperParams
     ) -> EditPatch:
         """One low-rank delta for each adapter."""
-        peft, facts = require_peft(context), _facts(context, requests, hparams)
+        peft, facts = require_peft(context), fitting(context, requests, hparams.append_eos)
         targets = find_targets(context.adapter, hparams)
         # peft freezes the weights it adapts, so the flags are kept around all of it
         with frozen(context.model):
@@ -83,7 +83,7 @@ class Lora:
         self, context: EditContext, requests: Sequence[EditRequest], hparams: AdapterHyperParams
     ) -> Mapping[str, Any]:
         """The weights that will change, memory and size of the file, and at most how long it takes, from one step."""
-        targets, facts = find_targets(context.adapter, hparams), _facts(context, requests, hparams)
+        targets, facts = find_targets(context.adapter, hparams), fitting(context, requests, hparams.append_eos)
         # in batch all requests come in one call; else they are taken to come one by one
         rounds = 1 if context.scenario == "batch" else len(facts)
         size = min(hparams.batch_size, len(facts)) if rounds == 1 else 1
@@ -132,23 +132,6 @@ class AdaLora(Lora):
     adapters = SvdAdapters
 
 
-def _facts(context: EditContext, requests: Sequence[EditRequest], hparams: AdapterHyperParams) -> list[Fact]:
-    """The requests as ids. Raises InputError when one is longer than the model's positions."""
-    facts, view = facts_of(context.tokens, requests, hparams.append_eos), context.adapter
-    longest = max(_length(context, fact) for fact in facts)
-    if not view.is_encoder_decoder and view.max_positions is not None and longest > view.max_positions:
-        raise InputError(
-            f"a prompt with its target is {longest} tokens long, and the model has {view.max_positions} positions; "
-            "shorten it"
-        )
-    return facts
-
-
-def _length(context: EditContext, fact: Fact) -> int:
-    """Tokens that the edited stack reads: an encoder the prompt, a decoder all but the last target token too."""
-    return len(fact.prompt) + (0 if context.adapter.is_encoder_decoder else len(fact.target) - 1)
-
-
 def _ranks(hparams: AdapterHyperParams) -> tuple[int, int]:
     """Rank of an adapter in training, and on average in the end."""
     if isinstance(hparams, AdaLoraHyperParams):
@@ -166,7 +149,7 @@ def _itemsize(target: Target) -> int:
 def _activations(context: EditContext, facts: Sequence[Fact], size: int) -> int:
     """Roughly what a pass of ``size`` facts keeps for the backward pass: all blocks, and the logits."""
     view = context.adapter
-    tokens = size * max(_length(context, fact) for fact in facts)
+    tokens = size * max(row_length(view, fact) for fact in facts)
     block = 16 * view.hidden_size + 5 * view.mlp_size(0)
     logits = size * max(len(fact.target) for fact in facts) * view.vocab_size * 4
     return int(4 * (tokens * block * view.num_layers + logits))
