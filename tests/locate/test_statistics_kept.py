@@ -64,12 +64,21 @@ def test_an_edit_goes_on_with_what_it_collected(tmp_path: Path, corpus: Path, un
     assert "statistics_not_kept" not in codes(wanted)
 
 
-def test_it_is_collected_once_for_an_editor(tmp_path: Path, corpus: Path, unwritable: Path) -> None:
+def test_it_is_collected_once_for_an_editor(
+    tmp_path: Path, corpus: Path, unwritable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+
+    def counted(*args: Any, **settings: Any) -> Any:
+        passes.append(1)
+        return collect(*args, **settings)
+
+    monkeypatch.setattr(lookup, "collect", counted)
     made = editor(tmp_path, corpus=corpus)
     for _ in range(2):
-        made.edit(PARIS, evaluate=False)
-    made = editor(tmp_path, corpus=corpus)
-    assert "to be collected" in made.plan(PARIS)["notes"][0]
+        made.compute(PARIS)
+    assert len(passes) == 1
+    assert "to be collected" in editor(tmp_path, corpus=corpus).plan(PARIS)["notes"][0], "by another Editor"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -224,3 +233,25 @@ def test_partial_sums_that_are_kept_are_gone_on_from(tmp_path: Path) -> None:
     again = kept.load([1])
     assert again is not None and torch.equal(again.totals[1], sums.totals[1])
     assert (again.count, again.documents) == (sums.count, len(TEXT))
+
+
+def test_the_command_says_before_the_pass_that_nothing_could_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from kedit_methods_locate.commands.stats import stats
+
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "statistics").write_text("a file where a folder must be")
+    monkeypatch.setenv("KEDIT_CACHE", str(cache))
+    text = tmp_path / "text.txt"
+    text.write_text("The river runs to the sea.\n" * 40)
+    arguments = ["factworld:llama", "--layers", "0", "--corpus", str(text)]
+    refused = CliRunner().invoke(stats, arguments)
+    assert refused.exit_code != 0
+    assert "KEDIT_CACHE" in str(refused.exception)
+    kept = CliRunner().invoke(stats, [*arguments, "-o", str(tmp_path / "kept.safetensors")])
+    assert kept.exit_code == 0, kept.output
+    assert (tmp_path / "kept.safetensors").exists()

@@ -98,6 +98,7 @@ def stats(
             {**part, "skip_first_token": skip_first_token},
             (corpus, dataset, sample),
             projection="attn_out" if attention else "mlp_out",
+            must_keep=output is None,
         )
     if not ranks.first:
         return  # one process speaks and writes for all
@@ -116,6 +117,7 @@ def _found(
     part: dict[str, Any],
     source: tuple[Path | None, str | None, bool],
     projection: Projection,
+    must_keep: bool,
 ) -> tuple[dict[int, Statistic], list[EditWarning]]:
     from kedit_core.editing import Editor
     from kedit_methods_locate.stats import Sample
@@ -128,7 +130,7 @@ def _found(
         last = editor.adapter.num_layers - 1
         raise InputError(f"--layers names {beyond[0]}, and {model} has layers 0 to {last}; choose among these")
     text = _source(context, Sample(**part), dataset, sample, projection)
-    return _collect(context, numbers, text), context.warnings
+    return _collect(context, numbers, text, must_keep), context.warnings
 
 
 def parse_layers(text: str) -> list[int]:
@@ -175,13 +177,13 @@ def _source(context: EditContext, part: Any, dataset: str | None, sample: bool, 
     return Source(sample=part, corpus=usual_corpus(context), part=projection)
 
 
-def _collect(context: EditContext, layers: list[int], source: Source) -> dict[int, Statistic]:
+def _collect(context: EditContext, layers: list[int], source: Source, must_keep: bool) -> dict[int, Statistic]:
     from kedit_methods_locate.stats import cached, check, collected
 
     found = cached(context, layers, source)
     missing = [layer for layer in layers if layer not in found]
     if missing:
-        found |= collected(context, missing, source)
+        found |= collected(context, missing, source, must_keep=must_keep)
     for statistic in found.values():
         check(context, statistic)
     return {layer: found[layer] for layer in layers}
