@@ -1,10 +1,11 @@
 """Settings of a method on a small model, tried one by one: all combinations of the values given.
 
-Every combination edits the same cases, each alone or in batches, and is one row of the table: reliability,
-generalization, locality over the chosen kinds of probes (protocol `generate`), and processor seconds a fact. This is
-how the presets of the FactWorld models were found; for settings of your own model there is `kedit tune`.
+Every combination edits the same cases, each alone, in batches or in one sequence, and is one row of the table:
+reliability, generalization, locality over the chosen kinds of probes (protocol `generate`), and processor seconds a
+fact. This is how the presets of the FactWorld models were found; for settings of your own model there is `kedit tune`.
 
     python benchmarks/sweep.py factworld:llama --method rome --try layer 0 1 2 --try v_lr 0.2 0.5
+    python benchmarks/sweep.py factworld:gpt2 --method ft_bf --sequential 10 --cases 100 --try num_steps 25 50
     python benchmarks/sweep.py factworld:llama --method memit --batch 30 --try layers "[0,1]" "[1]" --out sweep.jsonl
 """
 
@@ -35,9 +36,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", required=True)
     parser.add_argument("--try", dest="axes", action="append", nargs="+", default=[], metavar=("KEY", "VALUE"))
     parser.add_argument("-p", dest="fixed", action="append", default=[], metavar="KEY=VALUE", help="for every row")
-    parser.add_argument("--batch", type=int, default=0, help="edit so many together; 0: each alone")
+    many = parser.add_mutually_exclusive_group()
+    many.add_argument("--batch", type=int, default=0, help="edit so many together; 0: each alone")
+    many.add_argument("--sequential", type=int, default=0, metavar="N", help="all in one sequence, N facts a round")
     parser.add_argument("--requests", default="factworld", help="a file, or a registered dataset")
     parser.add_argument("--cases", type=int, default=30, help="evenly spread over the requests")
+    parser.add_argument("--skip", type=int, default=0, help="begin so much later: for cases that were not tuned on")
     parser.add_argument("--first", action="store_true", help="the first cases instead")
     parser.add_argument("--locality", nargs="+", default=["neighborhood", "same_relation"], help="kinds of probes")
     parser.add_argument("--corpus", type=Path, help="text for the statistics, if no dataset has it")
@@ -61,15 +65,19 @@ def cases_of(options: argparse.Namespace, editor: Editor) -> list[EditRequest]:
         dataset = editor.host.dataset(options.requests)
         requests = dataset.requests() if dataset.requests is not None else ()
     count = min(options.cases, len(requests))
-    chosen = requests[:count] if options.first else [requests[i * len(requests) // count] for i in range(count)]
+    places = range(count) if options.first else [i * len(requests) // count for i in range(count)]
+    chosen = [requests[(options.skip + i) % len(requests)] for i in places]
     kinds = options.locality
     return [evolve(r, locality={k: v for k, v in r.locality.items() if k in kinds}, portability={}) for r in chosen]
 
 
-def run(editor: Editor, cases: Sequence[EditRequest], batch: int) -> dict[str, Any]:
+def run(editor: Editor, cases: Sequence[EditRequest], batch: int, sequential: int) -> dict[str, Any]:
     """One row's numbers."""
     started = time.process_time()
-    if batch:
+    if sequential:
+        results = [editor.edit(cases, scenario="sequential", batch_size=sequential)]
+        editor.restore()
+    elif batch:
         results = []
         for start in range(0, len(cases), batch):
             results.append(editor.edit(cases[start : start + batch], scenario="batch"))
@@ -94,6 +102,8 @@ def main(given: Sequence[str] | None = None) -> None:
     first = Editor.from_pretrained(options.model, **settings)
     cases = cases_of(options, first)
     together = f"batches of {options.batch}" if options.batch else "each alone"
+    if options.sequential:
+        together = f"one after another, {options.sequential} a round"
     print(f"{options.model}, {options.method}, {len(cases)} cases {together}, locality: {', '.join(options.locality)}")
     names = [axis[0] for axis in options.axes]
     print("".join(f"{name:>24}" for name in names) + "".join(f"{name:>9}" for name in (*METRICS, "missed", "s/fact")))
@@ -104,6 +114,7 @@ def main(given: Sequence[str] | None = None) -> None:
             "cases": len(cases),
             "first": options.first,
             "batch": options.batch,
+            **{name: value for name in ("sequential", "skip") if (value := getattr(options, name))},
             "fixed": options.fixed,
             **row,
         }
@@ -113,7 +124,7 @@ def main(given: Sequence[str] | None = None) -> None:
             editor = Editor(
                 first.model, first.tokenizer, options.method, overrides=overrides, name=first.name, **settings
             )
-            done[name] = {"settings": key, **run(editor, cases, options.batch)}
+            done[name] = {"settings": key, **run(editor, cases, options.batch, options.sequential)}
             if options.out:
                 with options.out.open("a") as file:
                     file.write(json.dumps(done[name]) + "\n")

@@ -168,15 +168,22 @@ def equality(matrices: Mapping[int, Tensor], alpha: float, mu: float, epsilon: f
 
 
 def nullspace(
-    matrices: Mapping[int, Tensor], threshold: float, l2: float, past: Mapping[int, Tensor] | None = None
+    matrices: Mapping[int, Tensor],
+    threshold: float,
+    l2: float,
+    past: Mapping[int, Tensor] | None = None,
+    weight: float = 0.0,
 ) -> Update:
-    """AlphaEdit's update as published: a projector formed whole, and a general solve of a matrix without symmetry."""
+    """AlphaEdit's update: a projector formed whole, and a general solve of a matrix without symmetry.
+
+    As published when the weight of the statistic is 0.
+    """
 
     def update(layer: int, keys: Tensor, gap: Tensor) -> Tensor:
         vectors, values, _ = torch.linalg.svd(matrices[layer])
         inside = vectors[:, values < threshold]
         projector = inside @ inside.T
-        sums = keys @ keys.T
+        sums = keys @ keys.T + weight * matrices[layer]
         if past is not None and layer in past:
             sums = sums + past[layer] @ past[layer].T
         system = projector @ sums + l2 * torch.eye(len(keys), dtype=keys.dtype)

@@ -22,7 +22,7 @@ from kedit_core.testing.tiny import tiny
 from kedit_methods_locate.alphaedit import AlphaEdit
 from kedit_methods_locate.hparams import AlphaEditHyperParams
 from kedit_methods_locate.rows import rewrite
-from kedit_methods_locate.solvers import NullSpaceSolver
+from kedit_methods_locate.nullspace_solver import NullSpaceSolver
 from kedit_methods_locate.spreading import Goal, spread
 
 FIRST = (PARIS, MIRA)
@@ -47,14 +47,17 @@ def keys_of(editor: Editor, layer: int, documents: Sequence[str]) -> Tensor:
     return torch.cat(seen)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "t5"])
-def test_deltas_are_the_published_formulas(family: str, tmp_path: Path) -> None:
-    """A first batch, and a second one whose S is made of the first one's keys, read again from the edited weights."""
-    editor = spread_editor(family, tmp_path, "alphaedit")
+@pytest.mark.parametrize(("family", "weight"), [("gpt2", 0.0), ("gpt_neox", 0.0), ("t5", 0.0), ("gpt2", 3.0)])
+def test_deltas_are_the_published_formulas(family: str, weight: float, tmp_path: Path) -> None:
+    """A first batch, and a second one whose S is made of the first one's keys, read again from the edited weights.
+
+    With a weight, the statistic counts inside the null space, too (ours).
+    """
+    editor = spread_editor(family, tmp_path, "alphaedit", mom2_update_weight=weight)
     matrices = matrices_of(editor)
     first = editor.edit(FIRST, evaluate=False).patch
     plain = PlainSpread(editor, FIRST, TEMPLATES)
-    wanted = plain.spread((0, 1), first.state.tensors["targets.block"], nullspace(matrices, TAU, L2))
+    wanted = plain.spread((0, 1), first.state.tensors["targets.block"], nullspace(matrices, TAU, L2, None, weight))
     places = [editor.adapter.mlp_out_weight(layer) for layer in (0, 1)]
     for layer, place in enumerate(places):
         assert relative(deltas_of(first)[place], wanted[layer]) < 1e-8
@@ -65,19 +68,24 @@ def test_deltas_are_the_published_formulas(family: str, tmp_path: Path) -> None:
     second = editor.edit(LATER, evaluate=False).patch
     after = PlainSpread(editor, LATER, TEMPLATES)
     after.write(first)
-    wanted = after.spread((0, 1), second.state.tensors["targets.block"], nullspace(matrices, TAU, L2, past))
+    wanted = after.spread((0, 1), second.state.tensors["targets.block"], nullspace(matrices, TAU, L2, past, weight))
     for layer, place in enumerate(places):
         assert relative(deltas_of(second)[place], wanted[layer]) < 1e-8
     unprotected = PlainSpread(editor, LATER, TEMPLATES)
     unprotected.write(first)
-    other = unprotected.spread((0, 1), second.state.tensors["targets.block"], nullspace(matrices, TAU, L2))
+    other = unprotected.spread((0, 1), second.state.tensors["targets.block"], nullspace(matrices, TAU, L2, None, weight))
     assert relative(other[0], wanted[0]) > 1e-3, "S matters here"
 
 
 @pytest.mark.parametrize(
     "rule",
-    [{}, {"nullspace_rule": "energy", "nullspace_energy": 0.1}, {"nullspace_rule": "rank", "nullspace_rank": 30}],
-    ids=["absolute", "energy", "rank"],
+    [
+        {},
+        {"nullspace_rule": "energy", "nullspace_energy": 0.1},
+        {"nullspace_rule": "rank", "nullspace_rank": 30},
+        {"nullspace_rule": "rank", "nullspace_rank": 30, "mom2_update_weight": 3.0},
+    ],
+    ids=["absolute", "energy", "rank", "weighed"],
 )
 def test_updates_stay_in_the_null_space(rule: dict[str, Any], tmp_path: Path) -> None:
     """``Delta P = Delta``, ordinary text is moved by at most ``tau |Delta|^2``, and the patch tells of the space."""

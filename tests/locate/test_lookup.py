@@ -18,7 +18,7 @@ from kedit_core.forward import ForwardTools, Site, TokenBoundary
 from kedit_core.models import AdapterRegistry
 from kedit_core.models.builtin import plugin
 from kedit_core.testing.tiny import KINDS, tiny, tiny_tokenizer
-from kedit_methods_locate.keys import average, layer_keys, read
+from kedit_methods_locate.keys import average, read
 from kedit_methods_locate.rows import rewrite, text_row
 from kedit_methods_locate.templates import BARE
 
@@ -153,7 +153,8 @@ def test_left_and_right_padding_give_the_same_keys_and_delta(family: str, tmp_pa
     torch.testing.assert_close(deltas[0], deltas[1], rtol=1e-8, atol=1e-11)
     editor = editor_on(family, tmp_path)
     rows = rewrite(editor.tokens, spanned(MIRA), TEMPLATES).rows
-    keys = [layer_keys(editor.forward, rows, 1, side=side) for side in ("left", "right")]  # type: ignore[arg-type]
+    site = Site(1, "mlp_out", "input")
+    keys = [read(editor.forward, rows, (site,), side=side)[site] for side in ("left", "right")]  # type: ignore[arg-type]
     torch.testing.assert_close(keys[0], keys[1], rtol=1e-10, atol=1e-12)
 
 
@@ -191,7 +192,8 @@ def test_keys_of_gated_mlps() -> None:
     tools.model(torch.tensor([row.ids]))
     hook.remove()
     wanted = mlp.act_fn(mlp.gate_proj(seen["x"])) * mlp.up_proj(seen["x"])
-    torch.testing.assert_close(layer_keys(tools, [row], 1)[0], wanted.detach())
+    site = Site(1, "mlp_out", "input")
+    torch.testing.assert_close(read(tools, [row], (site,))[site][0], wanted.detach())
 
 
 @given(st.lists(st.floats(0.1, 5), min_size=2, max_size=6))

@@ -14,7 +14,7 @@ from kedit_core.requests import EditRequest
 from kedit_methods_locate.hparams import AlphaEditHyperParams
 from kedit_methods_locate.hparams.spread import SpreadHyperParams
 from kedit_methods_locate.nullspace import protection
-from kedit_methods_locate.solvers import NullSpaceSolver
+from kedit_methods_locate.nullspace_solver import NullSpaceSolver
 from kedit_methods_locate.spread_method import Solver, SpreadMethod
 from kedit_methods_locate.spreading import Written
 

@@ -97,13 +97,18 @@ def reach(
         )
 
 
-def solved(context: EditContext, layer: int, solution: Solution) -> None:
+def solved(
+    context: EditContext,
+    layer: int,
+    solution: Solution,
+    remedy: str = "set mom2_ridge (1e-4, say), or give a larger corpus (--corpus)",
+) -> None:
     """Warn ``inaccurate_solve`` when no way of solving a layer's equations came within the tolerance."""
     if not solution.accurate:
         context.warn(
             "inaccurate_solve",
             solution.residual,
-            "set mom2_ridge (1e-4, say), or give a larger corpus (--corpus)",
+            remedy,
             f"the update of layer {layer} solves its equations only to {solution.residual:.1e}",
         )
 

@@ -48,9 +48,3 @@ def average(values: Tensor, weights: Sequence[float] | None = None) -> Tensor:
         return wide.mean(-2)
     share = torch.tensor(list(weights), dtype=wide.dtype, device=wide.device)
     return torch.einsum("...jw,j->...w", wide, share / share.sum())
-
-
-def layer_keys(forward: ForwardTools, rows: Sequence[Row], layer: int, *, side: Side = "right") -> Tensor:
-    """The inputs of layer ``layer``'s down-projection at each row's token: ``[rows, in]``."""
-    site = Site(layer, "mlp_out", "input")
-    return read(forward, rows, (site,), side=side)[site]

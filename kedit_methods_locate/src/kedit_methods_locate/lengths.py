@@ -11,22 +11,10 @@ from collections.abc import Sequence
 from kedit_core.editing import EditContext
 from kedit_core.errors import RequestError
 from kedit_core.forward import fill
-from kedit_core.models import ModelView
-from kedit_core.requests import EditRequest
+from kedit_core.requests import EditRequest, shortened
 from kedit_methods_locate.templates import BARE
 
-_SHOWN = 60  # characters of a prompt in a message
 _MARGIN = 16  # tokens by which a prompt may grow when it no longer stands first
-
-
-def positions(view: ModelView) -> int | None:
-    """How many tokens a row may have; None where there is no limit (an encoder's positions are relative)."""
-    return None if view.is_encoder_decoder else view.max_positions
-
-
-def shortened(prompt: str) -> str:
-    """A prompt as messages name it: in quotes, its first characters only."""
-    return repr(prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}...")
 
 
 def check_prompts(context: EditContext, requests: Sequence[EditRequest]) -> None:
@@ -34,7 +22,7 @@ def check_prompts(context: EditContext, requests: Sequence[EditRequest]) -> None
 
     Raises RequestError naming each of them with its length.
     """
-    limit = positions(context.adapter)
+    limit = context.adapter.row_limit
     if limit is None:
         return
     faults = []
@@ -62,7 +50,7 @@ def check_contexts(context: EditContext, requests: Sequence[EditRequest], templa
 
     Raises RequestError naming each of them with its length there.
     """
-    limit = positions(context.adapter)
+    limit = context.adapter.row_limit
     contexts = [each for each in templates if each != BARE]
     if limit is None or not contexts:
         return

@@ -10,23 +10,21 @@ statistic of an MLP of inner size m.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from attrs import frozen
 from torch import Tensor
 
-from kedit_core.contract import Choice, hookimpl
+from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
-from kedit_core.errors import InputError
-from kedit_core.hparams import HyperParams
 from kedit_core.patches import EditPatch, LowRankDelta
 from kedit_core.requests import EditRequest
 from kedit_methods_locate import guards, planning
-from kedit_methods_locate.choosing import choose_layers
 from kedit_methods_locate.hparams import RomeHyperParams, RRomeHyperParams
 from kedit_methods_locate.keys import average
-from kedit_methods_locate.lengths import check_contexts, check_prompts
+from kedit_methods_locate.lengths import check_contexts
+from kedit_methods_locate.locate_method import LocateMethod, check_layers
 from kedit_methods_locate.records import fact_record
 from kedit_methods_locate.rows import Rewrite, rewrite
 from kedit_methods_locate.sizes import relative_weight_norm
@@ -64,7 +62,7 @@ def prompt_pieces(values: Values) -> Pieces:
     return Pieces(key, key, values.delta[0])
 
 
-class Rome:
+class Rome(LocateMethod):
     """The method ``rome``: the original, asymmetric update.
 
     Memory beside the model: the activations behind the edited layer of one request's rows (``memory_budget``), 24 m^2
@@ -73,32 +71,12 @@ class Rome:
     """
 
     @hookimpl
-    def prepare_requests(self, context: EditContext, requests: Sequence[EditRequest]) -> None:
-        """Refuse a layer that the model does not have and requests too long for it, before any work (InputError).
-
-        Requests stay as they are.
-        """
-        if context.hparams is not None:
-            _layer(context, cast(RomeHyperParams, context.hparams))
-        check_prompts(context, requests)
-
-    @hookimpl
-    def choose_hparams(
-        self,
-        context: EditContext,
-        requests: Sequence[EditRequest],
-        hparams: HyperParams,
-        undecided: tuple[str, ...],
-    ) -> Choice | None:
-        """Layers by causal tracing, where there is no preset and there are a few facts to trace."""
-        return choose_layers(context, requests, hparams, undecided)
-
-    @hookimpl
     def compute_patch(
         self, context: EditContext, requests: Sequence[EditRequest], hparams: RomeHyperParams
     ) -> EditPatch:
         """One rank-one delta for each request, in order."""
-        layer = _layer(context, hparams)
+        check_layers(context, hparams)
+        layer = hparams.layer
         place = context.adapter.mlp_out_weight(layer)
         templates = context_templates(context, hparams)
         check_contexts(context, requests, templates)
@@ -136,7 +114,8 @@ class Rome:
         self, context: EditContext, requests: Sequence[EditRequest], hparams: RomeHyperParams
     ) -> Mapping[str, Any]:
         """The weight that will change, the memory beside the model, and where the statistic will come from."""
-        layer = _layer(context, hparams)
+        check_layers(context, hparams)
+        layer = hparams.layer
         needed = planning.search_plan(context, requests, hparams, layer, {"mlp_out": (layer,)}, _values)
         size = 4 * len(requests) * (context.adapter.mlp_size(layer) + context.adapter.hidden_size)
         return {"places": [context.adapter.mlp_out_weight(layer)], "patch_bytes": size, **needed}
@@ -160,15 +139,6 @@ class RRome(Rome):
 
 def _values(context: EditContext, rows: Sequence[Rewrite], hparams: RomeHyperParams) -> Values:
     return search(context.forward, rows, hparams.layer, hparams, memory_budget=context.memory_budget)
-
-
-def _layer(context: EditContext, hparams: RomeHyperParams) -> int:
-    if hparams.layer >= context.adapter.num_layers:
-        raise InputError(
-            f"layer {hparams.layer} is not in this model of {context.adapter.num_layers} layers (0 to "
-            f"{context.adapter.num_layers - 1}); choose another with -p layer=N"
-        )
-    return hparams.layer
 
 
 def _delta(context: EditContext, place: str, update: RankOne) -> LowRankDelta:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from attrs import evolve
@@ -17,16 +17,15 @@ from kedit_methods_locate import guards
 from kedit_methods_locate.batch_state import past_keys
 from kedit_methods_locate.equality import CollidingFactsError, equality_update
 from kedit_methods_locate.factors import Solution
-from kedit_methods_locate.hparams import AlphaEditHyperParams, EmmetHyperParams, MemitHyperParams
+from kedit_methods_locate.hparams import EmmetHyperParams, MemitHyperParams
 from kedit_methods_locate.hparams.spread import Projection, SpreadHyperParams
-from kedit_methods_locate.nullspace import NullSpace, nullspace_update
 from kedit_methods_locate.ridge import Preserved, ridge_update
 from kedit_methods_locate.rows import rewrite
 from kedit_methods_locate.spread_method import Solver
 from kedit_methods_locate.spreading import place_of
 from kedit_methods_locate.stats import Identity, Statistic, statistics_for
 from kedit_methods_locate.stats.definite import Definite
-from kedit_methods_locate.stats.predecessors import other_null_space, other_statistic
+from kedit_methods_locate.stats.predecessors import other_statistic
 from kedit_methods_locate.stats.source import width_of
 from kedit_methods_locate.templates import BARE
 
@@ -39,7 +38,7 @@ class StatisticSolver(Solver):
     Attributes: factorises — whether statistics are solved with; without, 4 m^2 bytes for each layer.
     """
 
-    factorises: ClassVar[bool] = True
+    factorises: bool = True
 
     def __init__(
         self, context: EditContext, hparams: SpreadHyperParams, projections: Sequence[Projection] = ("mlp_out",)
@@ -205,80 +204,3 @@ class EqualitySolver(StatisticSolver):
             f"these facts have {what}, so no exact update exists: {named}; drop all but one of each, or set "
             "emmet_lambda above 0 without exact"
         )
-
-
-class NullSpaceSolver(StatisticSolver):
-    """AlphaEdit's: ``A = U_0 (K' K'^T + S' + L2)^-1 K'`` with ``K' = U_0^T K``, S' the earlier edits' keys."""
-
-    factorises = False
-
-    def __init__(self, context: EditContext, hparams: AlphaEditHyperParams) -> None:
-        if not hparams.mom2_adjustment:
-            raise MethodError(
-                "AlphaEdit's null space is the statistic's, so mom2_adjustment=false leaves nothing of it; leave that "
-                "setting out, or use memit"
-            )
-        if hparams.mom2_ridge:
-            context.warn(
-                "mom2_ridge_unused",
-                hparams.mom2_ridge,
-                "leave it out; l2 and nullspace_* say what AlphaEdit holds back",
-                "mom2_ridge has no effect on AlphaEdit, which takes the statistic's eigenvectors and solves without it",
-            )
-        super().__init__(context, hparams)
-        self._settings = hparams
-        self._spaces: list[dict[str, Any]] = []
-        for layer in hparams.layers:  # what cannot be written in is refused now, before the values are searched
-            space = self.space(layer, "mlp_out")
-            self.l2(space)
-            guards.null_space(context, layer, space)
-            if (layer, "mlp_out") not in self._others:
-                other_null_space(context, layer, space.rank, space.digest)
-
-    def space(self, layer: int, projection: Projection) -> NullSpace:
-        """The directions that may be written in."""
-        settings, statistic = self._settings, self.statistic(layer, projection)
-        if statistic is None:
-            raise MethodError(f"there is no statistic of layer {layer}; collect it with 'kedit stats'")
-        value = {
-            "absolute": settings.nullspace_threshold,
-            "energy": settings.nullspace_energy,
-            "rank": float(settings.nullspace_rank or 0),
-        }[settings.nullspace_rule]
-        device = self.device(layer, projection)
-        return NullSpace.of(statistic, settings.nullspace_rule, value, device=device, cache=self.context.cache)
-
-    def l2(self, space: NullSpace) -> float:
-        """The ridge in absolute terms. Raises MethodError when ordinary keys have no length inside the null space."""
-        if self._settings.l2_unit == "absolute":
-            return self._settings.l2
-        if not space.energy > 0:
-            raise MethodError(
-                "ordinary keys have no length inside the null space, so l2 in their units is zero; set l2_unit=absolute"
-            )
-        return self._settings.l2 * space.energy
-
-    def solve(self, layer: int, projection: Projection, keys: Tensor) -> Solution:
-        """In the null space's coordinates, by the facts' matrix or the whole one."""
-        space = self.space(layer, projection)
-        l2 = self.l2(space)
-        preserved = space.preserved(l2)
-        if self._settings.protect_past:
-            preserved = self.with_past(layer, projection, preserved, space.inside)
-        solution = nullspace_update(space, preserved, keys)
-        self._spaces.append({"layer": layer, "l2": l2, **space.record()})
-        guards.written_share(self.context, layer, solution, "lower l2", least=0.3)
-        return solution
-
-    def judge(self, layer: int, solution: Solution) -> None:
-        """As for the others; what helps is this method's own ridge and null space."""
-        if not solution.accurate:
-            self.context.warn(
-                "inaccurate_solve",
-                solution.residual,
-                "raise l2, or lower nullspace_energy (or nullspace_threshold, nullspace_rank)",
-                f"the update of layer {layer} solves its equations only to {solution.residual:.1e}",
-            )
-
-    def record(self) -> dict[str, Any]:
-        return {**super().record(), "null_spaces": self._spaces}

@@ -8,18 +8,16 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
-from kedit_core.contract import Choice, hookimpl
+from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
-from kedit_core.errors import InputError
 from kedit_core.forward import Part, Site
-from kedit_core.hparams import HyperParams
 from kedit_core.patches import EditPatch
 from kedit_core.requests import EditRequest
 from kedit_methods_locate import guards, planning
 from kedit_methods_locate.batch_state import Stored, stored, target_tensors
-from kedit_methods_locate.choosing import choose_layers
 from kedit_methods_locate.hparams.spread import Projection, SpreadHyperParams
-from kedit_methods_locate.lengths import check_contexts, check_prompts
+from kedit_methods_locate.lengths import check_contexts
+from kedit_methods_locate.locate_method import LocateMethod, check_layers
 from kedit_methods_locate.records import fact_record
 from kedit_methods_locate.rows import Rewrite, rewrite
 from kedit_methods_locate.same_ground import DTYPE, check_same_ground, dtype_here
@@ -45,7 +43,7 @@ class Solver(ABC):
         return {}
 
 
-class SpreadMethod(ABC):
+class SpreadMethod(LocateMethod, ABC):
     """The hooks of a method that spreads; a subclass says what is moved, how it is searched and how it is solved.
 
     Memory beside the model: the statistics (12 m^2 bytes for each edited layer of inner size m, and 8 m^2 while one is
@@ -88,27 +86,6 @@ class SpreadMethod(ABC):
         """The linear algebra of this edit; statistics are looked up here."""
 
     # ---------------------------------------------------------------- hooks
-    @hookimpl
-    def prepare_requests(self, context: EditContext, requests: Sequence[EditRequest]) -> None:
-        """Refuse layers that the model does not have and requests too long for it, before any work (InputError).
-
-        Requests stay as they are.
-        """
-        if context.hparams is not None:
-            check_layers(context, cast(SpreadHyperParams, context.hparams))
-        check_prompts(context, requests)
-
-    @hookimpl
-    def choose_hparams(
-        self,
-        context: EditContext,
-        requests: Sequence[EditRequest],
-        hparams: HyperParams,
-        undecided: tuple[str, ...],
-    ) -> Choice | None:
-        """Layers by causal tracing, where there is no preset and there are a few facts to trace."""
-        return choose_layers(context, requests, hparams, undecided)
-
     @hookimpl
     def compute_patch(
         self, context: EditContext, requests: Sequence[EditRequest], hparams: SpreadHyperParams
@@ -186,18 +163,3 @@ class SpreadMethod(ABC):
         }
         tensors = {**target_tensors(facts.targets), **written.keys, **solver.state()}
         return context.new_patch(written.deltas, facts.requests, state_config=config, state_tensors=tensors)
-
-
-def check_layers(context: EditContext, hparams: SpreadHyperParams) -> None:
-    """InputError for layers that the model does not have."""
-    count = context.adapter.num_layers
-    if beyond := [layer for layer in hparams.layers if layer >= count]:
-        raise InputError(
-            f"layer {beyond[0]} is not in this model of {count} layers (0 to {count - 1}); choose others, for example "
-            f"-p layers={list(range(min(3, count)))}"
-        )
-    if hparams.v_loss_layer is not None and hparams.v_loss_layer >= count:
-        raise InputError(
-            f"v_loss_layer {hparams.v_loss_layer} is not in this model of {count} layers (0 to {count - 1}); leave it "
-            "out for the last"
-        )

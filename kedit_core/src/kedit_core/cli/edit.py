@@ -121,6 +121,7 @@ def edit(
         _tell_settings(editor, told)
         emit(json_to, lambda: details, lambda: show_plan(details))
         return
+    editor.prepare(requests)  # a prompt that the method refuses is told in its words, not in the generator's
     before = editor.answer([request.prompt for request in requests]) if len(requests) == 1 else []
     saver = _CaseSaver(output) if output is not None and many_files else None
     result = editor.edit(

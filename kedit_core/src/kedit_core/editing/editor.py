@@ -240,6 +240,13 @@ class Editor:
             self._previous = joined if chosen != "single" else self._previous
             return result
 
+    def prepare(self, requests: EditRequest | Sequence[EditRequest]) -> tuple[EditRequest, ...]:
+        """Requests as the method takes them, checked as :meth:`edit` checks them, and nothing else.
+
+        Raises RequestError when something is wrong with them.
+        """
+        return tuple(self.host.prepare_requests(self.context(way=self.way), as_requests(requests, "prepare")))
+
     def compute(self, requests: EditRequest | Sequence[EditRequest]) -> EditPatch:
         """The patch of one round, computed and not put on the model.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kedit_core.errors import InputError
 from kedit_core.patches import EditPatch, PrivateRequests
-from kedit_core.requests import EditRequest
+from kedit_core.requests import EditRequest, shortened
 
 if TYPE_CHECKING:
     from kedit_core.editing.context import EditContext
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 Fact: TypeAlias = Mapping[str, Any]
 
 _LISTED = 8
-_SHOWN = 60  # letters of a prompt in a message
 _TARGETS = 3  # of one prompt in a message
 
 
@@ -75,13 +74,12 @@ def warn_of_contradictions(context: EditContext, requests: Sequence[EditRequest]
     if not found:
         return
     prompt, targets = next(iter(found.items()))
-    shown = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}..."
     more = f", and {len(found) - 1} more prompts contradict themselves" if len(found) > 1 else ""
     context.warn(
         "contradicting_requests",
         float(len(found)),
         "keep one target for each prompt, or edit each case alone (scenario single)",
-        f"{shown!r} is to be completed with {' and with '.join(map(repr, targets[:_TARGETS]))}"
+        f"{shortened(prompt)} is to be completed with {' and with '.join(map(repr, targets[:_TARGETS]))}"
         f"{f' and {len(targets) - _TARGETS} more' if len(targets) > _TARGETS else ''}{more}",
     )
 

@@ -76,7 +76,7 @@ def generate_ids(
     """
     if max_new_tokens < 0 or any(len(prompt) == 0 for prompt in prompts):
         raise InputError("generation needs prompts of at least one token, and max_new_tokens >= 0")
-    limit = None if view.is_encoder_decoder else view.max_positions
+    limit = view.row_limit
     longest = max((len(prompt) for prompt in prompts), default=0)
     if limit is not None and longest > limit:
         raise InputError(f"a prompt of {longest} tokens exceeds the model's {limit} positions; shorten it")

@@ -59,7 +59,7 @@ def score_pairs(
     """
     ready = [pair if isinstance(pair, Pair) else boundary.pair(*pair) for pair in pairs]
     rows = [pair.prompt_ids if view.is_encoder_decoder else pair.prompt_ids + pair.target_ids[:-1] for pair in ready]
-    limit = None if view.is_encoder_decoder else view.max_positions
+    limit = view.row_limit
     if limit is not None and (longest := max((len(row) for row in rows), default=0)) > limit:
         raise InputError(f"a prompt with its target is {longest} tokens long, and the model has {limit} positions")
     tools = ForwardTools(model, view, boundary, scope=scope)

@@ -74,6 +74,11 @@ class ModelView:
         return None if value is None else int(value)
 
     @property
+    def row_limit(self) -> int | None:
+        """Tokens that a row may have; None without a limit, and for an encoder, whose positions are relative."""
+        return None if self.is_encoder_decoder else self.max_positions
+
+    @property
     def text_config(self) -> Any:
         """The part of the config that is about text; the config itself unless there are several parts."""
         get = getattr(self.config, "get_text_config", None)

@@ -212,7 +212,7 @@ def _skeleton(folder: Path, architecture: str | None) -> nn.Module:
         raise UnsupportedModelError(f"transformers cannot build the model of {folder}: {error}") from error
     if architecture is not None and type(model).__name__ != architecture:
         raise BaseMismatchError(
-            f"the patch is for {architecture}, but {folder} holds a {type(model).__name__}; nothing was changed"
+            f"the patch is for {architecture}, but {folder} holds a {type(model).__name__}"
         )
     return model
 

@@ -4,7 +4,7 @@ from kedit_core.requests._checks import check_requests, request_faults
 from kedit_core.requests._files import dump_requests, load_requests, parse_requests
 from kedit_core.requests._strict import request_from_dict, request_to_dict
 from kedit_core.requests._subjects import find_subject, subject_span
-from kedit_core.requests._types import EditRequest, Probe
+from kedit_core.requests._types import EditRequest, Probe, shortened
 
 __all__ = [
     "EditRequest",
@@ -17,5 +17,6 @@ __all__ = [
     "request_faults",
     "request_from_dict",
     "request_to_dict",
+    "shortened",
     "subject_span",
 ]

@@ -13,6 +13,8 @@ from typing import Any
 
 from attrs import field, frozen
 
+_SHOWN = 60  # characters of a prompt in a message
+
 
 @frozen(kw_only=True)
 class Probe:
@@ -72,3 +74,8 @@ class EditRequest:
         """Stable short id of the fact: the first 16 hex digits of the SHA-256 of its canonical JSON."""
         text = json.dumps(self.fact, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def shortened(prompt: str) -> str:
+    """A prompt as messages name it: in quotes, its first 60 characters only."""
+    return repr(prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}...")

@@ -9,6 +9,7 @@ import click
 
 from kedit_core.cli.common import emit, json_option, note
 from kedit_core.cli.model_options import model_options, open_editor, read_requests
+from kedit_core.cli.outputs import OutputPath
 from kedit_core.contract import SCENARIOS
 from kedit_methods_locate.commands.tune_view import show
 from kedit_methods_locate.tuning import SCORED, check_output, read_tries, save_preset
@@ -69,7 +70,7 @@ from kedit_methods_locate.tuning import SCORED, check_output, read_tries, save_p
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the edits, and of the choice of cases.")
 @click.option("--stats", type=click.Path(exists=True, path_type=Path), help="Statistics file or folder for the method.")
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), help="Text that statistics are taken from.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the preset goes (.yaml).")
+@click.option("-o", "--output", type=OutputPath(path_type=Path), help="Where the preset goes (.yaml).")
 @click.option("--overwrite", is_flag=True, help="Replace the preset that is there.")
 @json_option
 @click.pass_context

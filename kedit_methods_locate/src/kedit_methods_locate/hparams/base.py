@@ -91,3 +91,7 @@ class ContextHyperParams(LocateHyperParams):
     context_lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
     context_start: tuple[str, ...] = field(default=START_WORDS, validator=validators.min_len(1))
     context_templates: tuple[str, ...] | None = field(default=None, validator=_has_one_slot)
+
+    def named_layers(self) -> Mapping[str, tuple[int, ...]]:
+        """Settings that name layers, with the layers: what the model must have."""
+        return {}

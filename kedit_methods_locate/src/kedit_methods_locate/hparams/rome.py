@@ -28,6 +28,10 @@ class RomeHyperParams(ContextHyperParams):
         """The layer in proportion to the depth, from the published settings."""
         return {"layer": layer_by_depth(shape)}
 
+    def named_layers(self) -> Mapping[str, tuple[int, ...]]:
+        """The one that is edited."""
+        return {"layer": (self.layer,)}
+
 
 @frozen(kw_only=True)
 class RRomeHyperParams(RomeHyperParams):

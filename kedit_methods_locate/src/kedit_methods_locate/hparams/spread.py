@@ -74,6 +74,10 @@ class SpreadHyperParams(ContextHyperParams):
         """Layers in proportion to the depth, from the published settings."""
         return {"layers": layers_by_depth(shape)}
 
+    def named_layers(self) -> Mapping[str, tuple[int, ...]]:
+        """Those that are edited, and the one that is read."""
+        return {"layers": self.layers, "v_loss_layer": () if self.v_loss_layer is None else (self.v_loss_layer,)}
+
 
 @frozen(kw_only=True)
 class MemitHyperParams(SpreadHyperParams):
@@ -167,6 +171,8 @@ class AlphaEditHyperParams(SpreadHyperParams):
         l2: weight of the update's own size.
         l2_unit: ``absolute``, or ``keys``: in units of the mean squared length that ordinary keys have inside the null
             space, so that a fact with such a key gets 1/(1 + l2) of what it asks for.
+        mom2_update_weight: lambda, a weight of the statistic inside the null space, as MEMIT's; 0 as published, which
+            treats all directions there alike.
         protect_past: the keys of earlier edits of this method that are on the model are left alone, too.
     """
 
@@ -176,6 +182,7 @@ class AlphaEditHyperParams(SpreadHyperParams):
     nullspace_rank: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     l2: float = field(default=10.0, validator=validators.gt(0))
     l2_unit: Unit = field(default="absolute", validator=validators.in_(get_args(Unit)))
+    mom2_update_weight: float = field(default=0.0, validator=validators.ge(0))
     protect_past: bool = True
 
     def __attrs_post_init__(self) -> None:

@@ -17,7 +17,7 @@ from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
 from kedit_core.errors import MethodError, RequestError
 from kedit_core.patches import EditPatch, SparseDelta
-from kedit_core.requests import EditRequest
+from kedit_core.requests import EditRequest, shortened
 from kedit_methods_locate import guards
 from kedit_methods_locate.hparams.kn import KnHyperParams
 from kedit_methods_locate.kn.attribution import alphas, integrate
@@ -35,7 +35,6 @@ from kedit_methods_locate.kn.facts import (
 from kedit_methods_locate.kn.neurons import neuron_layers
 from kedit_methods_locate.kn.selection import enough
 from kedit_methods_locate.kn.shortcuts import passes_for
-from kedit_methods_locate.lengths import positions, shortened
 from kedit_methods_locate.sizes import relative_weight_norm
 
 
@@ -64,7 +63,7 @@ class Kn:
             for request in requests
             if slots and not request.subject
         ]
-        limit = positions(context.adapter)
+        limit = context.adapter.row_limit
         for request in requests if limit is not None else ():
             longest = max(_tokens(context, request, hparams))
             if longest > cast(int, limit):

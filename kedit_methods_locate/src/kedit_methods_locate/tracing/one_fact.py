@@ -13,7 +13,7 @@ from kedit_core.editing import EditContext
 from kedit_core.editing.progress import Step, silent
 from kedit_core.errors import InputError, MethodError
 from kedit_core.forward import ForwardTools, Pair, score_pairs
-from kedit_methods_locate.lengths import shortened
+from kedit_core.requests import shortened
 from kedit_methods_locate.stats import Corpus
 from kedit_methods_locate.tracing.cells import Tables, kinds_of, sites_of
 from kedit_methods_locate.tracing.facts import Fact, TracedPrompt, traced_prompt
@@ -125,7 +125,7 @@ def _traced(context: EditContext, fact: Fact, settings: TraceSettings, noise: No
     """One fact under a given noise; ``step`` is advanced by one for each layer of each kind."""
     forward, layers = context.forward, context.adapter.num_layers
     prompt = traced_prompt(context.tokens, fact, settings.occurrence)
-    limit = None if forward.view.is_encoder_decoder else forward.view.max_positions
+    limit = forward.view.row_limit
     if limit is not None and len(prompt.ids) > limit:
         raise InputError(f"the prompt has {len(prompt.ids)} tokens, and the model {limit} positions; shorten it")
     restored, severed = sites_of(settings, layers)

@@ -6,6 +6,7 @@ import json
 import textwrap
 from pathlib import Path
 
+from kedit_core.cli.outputs import check_file
 from kedit_core.errors import InputError
 from kedit_core.files import replacing
 from kedit_core.hparams import Preset
@@ -18,10 +19,7 @@ def check_output(path: Path, overwrite: bool) -> None:
     """Refuse a place where no preset can be written (InputError): before the work is done, not after it."""
     if path.suffix.lower() not in _ENDINGS:
         raise InputError(f"-o {path} must end in .yaml, so that it can be read as a preset")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"-o {path}: the folder {path.absolute().parent} does not exist; make it first")
-    if path.is_dir():
-        raise InputError(f"-o {path} is a folder; give the name of a file, such as {path / 'preset.yaml'}")
+    check_file("-o", path, "preset.yaml")
     if path.exists() and not overwrite:
         raise InputError(f"-o {path} is there already; give another name, or --overwrite")
 

@@ -16,10 +16,8 @@ from kedit_core.editing import EditContext
 from kedit_core.errors import InputError, RequestError
 from kedit_core.forward import Batch, ForwardTools, Side, TokenBoundary
 from kedit_core.models import ModelView
-from kedit_core.requests import EditRequest
+from kedit_core.requests import EditRequest, shortened
 from kedit_methods_finetune.hparams.ft import Objective
-
-_SHOWN = 60  # characters of a prompt in a message
 
 
 @frozen
@@ -57,9 +55,9 @@ def fitting(context: EditContext, requests: Sequence[EditRequest], append_eos: b
     Raises RequestError naming each such request with its length.
     """
     view, facts = context.adapter, facts_of(context.tokens, requests, append_eos)
-    limit = None if view.is_encoder_decoder else view.max_positions
+    limit = view.row_limit
     faults = [
-        f"{_shortened(request.prompt)}: the prompt with its target is {row_length(view, fact)} tokens long, and the "
+        f"{shortened(request.prompt)}: the prompt with its target is {row_length(view, fact)} tokens long, and the "
         f"model has {limit} positions; shorten it"
         for request, fact in zip(requests, facts, strict=True)
         if limit is not None and row_length(view, fact) > limit
@@ -68,10 +66,6 @@ def fitting(context: EditContext, requests: Sequence[EditRequest], append_eos: b
         name = context.method.name if context.method else "unknown"
         raise RequestError(f"the requests for method {name!r}", faults)
     return facts
-
-
-def _shortened(prompt: str) -> str:
-    return repr(prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}...")
 
 
 @frozen(eq=False)
