@@ -21,8 +21,8 @@ from kedit_core.testing.snapshot import Snapshot
 from kedit_core.testing.tiny import tiny
 from kedit_methods_locate.alphaedit import AlphaEdit
 from kedit_methods_locate.hparams import AlphaEditHyperParams
-from kedit_methods_locate.rows import rewrite
 from kedit_methods_locate.nullspace_solver import NullSpaceSolver
+from kedit_methods_locate.rows import rewrite
 from kedit_methods_locate.spreading import Goal, spread
 
 FIRST = (PARIS, MIRA)
@@ -73,7 +73,9 @@ def test_deltas_are_the_published_formulas(family: str, weight: float, tmp_path:
         assert relative(deltas_of(second)[place], wanted[layer]) < 1e-8
     unprotected = PlainSpread(editor, LATER, TEMPLATES)
     unprotected.write(first)
-    other = unprotected.spread((0, 1), second.state.tensors["targets.block"], nullspace(matrices, TAU, L2, None, weight))
+    other = unprotected.spread(
+        (0, 1), second.state.tensors["targets.block"], nullspace(matrices, TAU, L2, None, weight)
+    )
     assert relative(other[0], wanted[0]) > 1e-3, "S matters here"
 
 

@@ -134,11 +134,22 @@ class MetricResult:
 
 @frozen(kw_only=True)
 class MetricInfo:
-    """A metric a plugin's ``evaluate`` returns; ``replaces`` names one of another plugin that it stands in for."""
+    """A metric a plugin's ``evaluate`` returns; ``replaces`` names one of another plugin that it stands in for.
+
+    Attributes:
+        on_request: it is measured only when asked for by the part of its name before the first dot
+            (``metrics=["fluency"]``): ``context.wants("fluency")`` tells its plugin.
+    """
 
     name: str
     summary: str
     replaces: str | None = None
+    on_request: bool = False
+
+    @property
+    def group(self) -> str:
+        """What it is asked for by."""
+        return self.name.partition(".")[0]
 
 
 @frozen(kw_only=True)
@@ -162,6 +173,10 @@ class DatasetInfo:
         requests: gives the requests (called only when used), or None.
         corpus: gives the documents in a fixed order, or None; ``corpus_revision`` changes when they do.
         models: names of the registered models the corpus is meant for (it is taken by default for these only).
+        read: gives the requests of the user's own copy, called as ``read(path, **options)``; the path is None where the
+            user gave none (the reader may then fetch the dataset), and options are among ``options``.
+        options: names of what ``read`` can be told beside the path.
+        metrics: what is measured beside the core's metrics when this dataset is (groups of :class:`MetricInfo`).
     """
 
     name: str
@@ -170,6 +185,9 @@ class DatasetInfo:
     corpus: Callable[[], Iterable[str]] | None = None
     corpus_revision: str | None = None
     models: tuple[str, ...] = ()
+    read: Callable[..., Sequence[EditRequest]] | None = None
+    options: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -289,6 +307,14 @@ class HookSpecs:
     def restore(self, context: EditContext, patch: EditPatch) -> bool:
         """Take a patch off the model; True when done. Called by the Editor; the core's implementation runs last."""
         raise AssertionError
+
+    @hookspec
+    def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:
+        """Ask ``answers`` for all that this plugin's ``evaluate`` will ask; what it answers now is to be ignored.
+
+        Called before ``evaluate``, so that the questions of many requests are read in few batches: with the base's
+        answers before an edit (``answers.is_base``), and in ``single`` with each case's requests, once for all cases.
+        A question that is not asked here is read when ``evaluate`` asks it, only slower."""
 
     @hookspec
     def evaluate(

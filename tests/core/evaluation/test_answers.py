@@ -301,3 +301,47 @@ def test_routes_put_context_before_a_prompt_and_choose_the_model() -> None:
         wanted = gpt if route == 2 else plain
         assert [tokens] == wanted.target_tokens([(HOPS * (route == 1) + prompt, target)])
     assert base.raw_generate(PROMPTS, 8) == plain.raw_generate(PROMPTS, 8)
+
+
+# ------------------------------------------------------------------ samples and bounded writing
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sample_follows_from_its_prompt_and_seed_alone(family: str) -> None:
+    answers = answers_of(family)
+    room = 40 + max(len(answers._own.boundary.prompt(text).ids) for text in PROMPTS)
+    found = answers.sample(PROMPTS, total_tokens=room, k=3, seed=5)
+    other = answers_of(family, batch_tokens=60)
+    assert other.sample(PROMPTS[::-1], total_tokens=room, k=3, seed=5) == found[::-1]
+    assert answers.sample(PROMPTS, total_tokens=room, k=3, seed=6) != found
+    greedy = answers.raw_generate(PROMPTS[:1], room, ignore_eos=True)
+    assert greedy[0].startswith(answers.sample(PROMPTS[:1], total_tokens=room, k=1)[0][:20])
+
+
+def test_a_sample_and_its_prompt_have_the_length_asked_for() -> None:
+    answers = answers_of("gpt2")
+    boundary = answers._own.boundary
+    seen: list[int] = []
+    real = boundary.continuation
+
+    def counting(before, new, *rest):
+        seen.append(len(before) + len(new))
+        return real(before, new, *rest)
+
+    object.__setattr__(answers._own, "boundary", boundary)
+    boundary.continuation = counting  # type: ignore[method-assign]
+    answers.sample(PROMPTS, total_tokens=30)
+    assert set(seen) == {max(30, len(boundary.prompt(text).ids)) for text in PROMPTS}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_written_tokens_are_those_of_greedy_decoding(family: str) -> None:
+    """As many as the target has, in its context; equal to the fed argmax up to the first wrong one."""
+    answers = answers_of(family)
+    for written, fed, (prompt, target) in zip(
+        answers.written_tokens(PAIRS), answers.target_tokens(PAIRS), PAIRS, strict=True
+    ):
+        assert written.target == fed.target and len(written.predicted) == len(written.target), (prompt, target)
+        right = next(
+            (i for i, (a, b) in enumerate(zip(fed.predicted, fed.target, strict=True)) if a != b), len(fed.target) - 1
+        )
+        assert written.predicted[: right + 1] == fed.predicted[: right + 1]
+    assert answers_of(family, batch_tokens=1).written_tokens(PAIRS[::-1]) == answers.written_tokens(PAIRS)[::-1]

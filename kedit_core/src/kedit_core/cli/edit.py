@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kedit_core.cli.common import emit, human_bytes, json_option, note, say, show_table
-from kedit_core.cli.model_options import model_options, open_editor, read_requests
+from kedit_core.cli.model_options import metrics_options, model_options, open_editor, read_requests, requests_options
 from kedit_core.cli.outputs import OutputPath, check_folder, replaceable
 from kedit_core.cli.patch_files import check_patch_output
 from kedit_core.cli.plan import show_plan
@@ -22,7 +22,6 @@ from kedit_core.requests import EditRequest, check_requests
 if TYPE_CHECKING:
     from kedit_core.editing import Editor, EditResult, EditWarning
     from kedit_core.patches import EditPatch
-    from kedit_core.plugins import Catalogue
 
 _LONGEST = 50  # letters of a file's name, of up to four bytes each: file systems allow 255 in all
 
@@ -38,8 +37,7 @@ _RELIABILITY = "gen_free.reliability"  # has the answers to the edits' own promp
 @click.option("--subject", help="What the fact is about; words of the prompt.")
 @click.option("--target", help="The new answer.")
 @click.option("--ground-truth", help="The answer before the edit, if known.")
-@click.option("--requests", "source", metavar="FILE", help="JSON, JSONL or CSV of requests, or a registered dataset.")
-@click.option("--limit", type=click.IntRange(min=1), help="Take only the first N requests.")
+@requests_options(required=False)
 @click.option("--mode", type=click.Choice(SCENARIOS), help="Scenario; batch if the method can, else sequential.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Requests per sequential round."
@@ -52,9 +50,7 @@ _RELIABILITY = "gen_free.reliability"  # has the answers to the edits' own promp
 )
 @click.option("-p", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting; wins over files.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Everything random follows from it.")
-@click.option(
-    "--protocol", "protocols", multiple=True, default=("generate",), show_default=True, help="How answers are judged."
-)
+@metrics_options
 @click.option("--no-evaluate", is_flag=True, help="Only edit; measure nothing.")
 @click.option("--stats", type=click.Path(exists=True, path_type=Path), help="Statistics file or folder for the method.")
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), help="Text that statistics are taken from.")
@@ -73,6 +69,7 @@ def edit(
     target: str | None,
     ground_truth: str | None,
     source: str | None,
+    dataset_options: tuple[str, ...],
     limit: int | None,
     mode: str | None,
     batch_size: int,
@@ -81,6 +78,7 @@ def edit(
     overrides: tuple[str, ...],
     seed: int,
     protocols: tuple[str, ...],
+    metrics: tuple[str, ...],
     no_evaluate: bool,
     stats: Path | None,
     corpus: Path | None,
@@ -96,12 +94,22 @@ def edit(
     kedit edit MODEL -m rome --requests cases.jsonl --mode single --json out.json
     """
     from kedit_core.cli.root import catalogue
-    from kedit_core.evaluation import resolve_protocols
+    from kedit_core.evaluation import resolve_metrics, resolve_protocols
+    from kedit_core.plugins import Host
 
     installed = catalogue(context)
     needs_subject = installed.method(method).needs_subject
-    requests = _requests(installed, needs_subject, source, prompt, subject, target, ground_truth)[:limit]
-    resolve_protocols(protocols)  # a misspelt protocol is said before the model is loaded
+    host = Host(installed)
+    resolve_protocols(protocols)  # what is misspelt is said before anything is read
+    resolve_metrics(metrics, host.metrics())
+    if source is None:
+        requests = [_request(needs_subject, prompt, subject, target, ground_truth)]
+        if dataset_options:
+            raise InputError("--dataset-option goes with --requests, which says what is read; leave it out")
+    elif any(text is not None for text in (prompt, subject, target, ground_truth)):
+        raise InputError("give either --requests, or --prompt with --subject and --target, not both")
+    else:
+        requests = read_requests(source, host, needs_subject=needs_subject, options=dataset_options)[:limit]
     many_files = mode == "single" and len({request.case_id or id(request) for request in requests}) > 1
     _check_output(output, folder=many_files)
     options = {key: value for key, value in (("stats", stats), ("corpus", corpus)) if value is not None}
@@ -130,6 +138,7 @@ def edit(
         batch_size=batch_size,
         evaluate=not no_evaluate,
         protocols=protocols,
+        metrics=metrics,
         on_patch=saver,
     )
     _tell_settings(editor, told)
@@ -167,26 +176,14 @@ class _CaseSaver:
         return self.folder / f"{name}.safetensors"
 
 
-def _requests(
-    installed: Catalogue,
-    needs_subject: bool,
-    source: str | None,
-    prompt: str | None,
-    subject: str | None,
-    target: str | None,
-    ground_truth: str | None,
-) -> list[EditRequest]:
-    from kedit_core.plugins import Host
-
-    if source is not None:
-        if any(text is not None for text in (prompt, subject, target, ground_truth)):
-            raise InputError("give either --requests, or --prompt with --subject and --target, not both")
-        return read_requests(source, Host(installed), needs_subject=needs_subject)
+def _request(
+    needs_subject: bool, prompt: str | None, subject: str | None, target: str | None, ground_truth: str | None
+) -> EditRequest:
     if prompt is None or target is None:
         raise InputError("there is nothing to edit: give --prompt and --target (and --subject), or --requests FILE")
     request = EditRequest(prompt=prompt, subject=subject, target_new=target.strip(), ground_truth=ground_truth)
     check_requests([request], needs_subject=needs_subject)  # before a model is loaded
-    return [request]
+    return request
 
 
 def _check_output(output: Path | None, *, folder: bool) -> None:

@@ -7,26 +7,23 @@ from typing import Any
 import click
 
 from kedit_core.cli.common import emit, json_option, say
-from kedit_core.cli.model_options import model_options, open_editor, read_requests
+from kedit_core.cli.model_options import metrics_options, model_options, open_editor, read_requests, requests_options
 
 
 @click.command()
 @model_options
-@click.option(
-    "--requests", "source", metavar="FILE", required=True, help="Requests with probes, or a registered dataset."
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Take only the first N requests.")
-@click.option(
-    "--protocol", "protocols", multiple=True, default=("generate",), show_default=True, help="How answers are judged."
-)
+@requests_options(required=True)
+@metrics_options
 @json_option
 @click.pass_context
 def evaluate(
     context: click.Context,
     /,
     source: str,
+    dataset_options: tuple[str, ...],
     limit: int | None,
     protocols: tuple[str, ...],
+    metrics: tuple[str, ...],
     json_to: str | None,
     **model: Any,
 ) -> None:
@@ -36,12 +33,14 @@ def evaluate(
     kedit evaluate factworld:llama --patch oslo.safetensors --requests cases.jsonl --protocol teacher_forced
     """
     from kedit_core.cli.root import catalogue
-    from kedit_core.evaluation import resolve_protocols
+    from kedit_core.evaluation import resolve_metrics, resolve_protocols
     from kedit_core.plugins import Host
 
     installed = catalogue(context)
-    requests = read_requests(source, Host(installed))[:limit]
-    resolve_protocols(protocols)
+    host = Host(installed)
+    resolve_protocols(protocols)  # what is misspelt is said before anything is read
+    resolve_metrics(metrics, host.metrics())
+    requests = read_requests(source, host, options=dataset_options)[:limit]
     editor = open_editor(catalogue=installed, **model)
-    evaluation = editor.evaluate(requests, protocols=protocols)
+    evaluation = editor.evaluate(requests, protocols=protocols, metrics=metrics)
     emit(json_to, evaluation.to_dict, lambda: say(evaluation.summary()))

@@ -1,4 +1,4 @@
-"""``kedit methods``, ``kedit models`` and ``kedit plugins``: what is there, without importing torch."""
+"""``kedit methods``, ``models``, ``datasets``, ``metrics`` and ``plugins``: what is there, without importing torch."""
 
 from __future__ import annotations
 
@@ -45,6 +45,82 @@ def models(ctx: click.Context, json_to: str | None) -> None:
         say("Others are tried by their structure.")
 
     emit(json_to, lambda: {"models": named, "architectures": architectures, "problems": _problems(installed)}, text)
+    _warn(installed)
+
+
+@click.command()
+@json_option
+@click.pass_context
+def datasets(ctx: click.Context, json_to: str | None) -> None:
+    """List registered datasets: what --requests takes by name, and copies it reads as NAME:PATH."""
+    from kedit_core.plugins import Host
+
+    installed = catalogue(ctx)
+    rows = [
+        {
+            "name": info.name,
+            "summary": info.summary,
+            "requests": info.requests is not None,
+            "copies": info.read is not None,
+            "corpus": info.corpus is not None,
+            "options": list(info.options),
+            "metrics": list(info.metrics),
+        }
+        for info in sorted(Host(installed).datasets(), key=lambda each: each.name)
+    ]
+
+    def text() -> None:
+        if not rows:
+            say("No dataset is installed; pip install kedit-datasets brings the field's.")
+            return
+        show_table(
+            ("dataset", "give", "options", "metrics", "summary"),
+            [
+                (
+                    row["name"],
+                    " or ".join(
+                        ["NAME"] * bool(row["requests"]) + ["NAME:PATH"] * bool(row["copies"]) or ["(corpus only)"]
+                    ),
+                    " ".join(row["options"]),
+                    " ".join(row["metrics"]),
+                    row["summary"],
+                )
+                for row in rows
+            ],
+        )
+
+    emit(json_to, lambda: {"datasets": rows, "problems": _problems(installed)}, text)
+    _warn(installed)
+
+
+@click.command()
+@json_option
+@click.pass_context
+def metrics(ctx: click.Context, json_to: str | None) -> None:
+    """List protocols (--protocol), and metrics that are measured on request (--metric)."""
+    from kedit_core.evaluation import PROTOCOLS
+    from kedit_core.plugins import Host
+
+    installed = catalogue(ctx)
+    protocols = [{"name": p.name, "aliases": list(p.aliases), "summary": p.summary} for p in PROTOCOLS]
+    found = [
+        {"name": info.name, "group": info.group, "on_request": info.on_request, "summary": info.summary}
+        for info in Host(installed).metrics()
+    ]
+
+    def text() -> None:
+        names = [" or ".join((str(row["name"]), *map(str, row["aliases"]))) for row in protocols]
+        show_table(
+            ("--protocol", "what it reads"), list(zip(names, (row["summary"] for row in protocols), strict=True))
+        )
+        asked = [row for row in found if row["on_request"]]
+        say()
+        if asked:
+            show_table(("--metric", "measures", "what it is"), [(r["group"], r["name"], r["summary"]) for r in asked])
+        else:
+            say("No metrics on request are installed; pip install kedit-datasets brings the field's.")
+
+    emit(json_to, lambda: {"protocols": protocols, "metrics": found, "problems": _problems(installed)}, text)
     _warn(installed)
 
 

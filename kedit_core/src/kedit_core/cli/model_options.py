@@ -11,7 +11,7 @@ import click
 from kedit_core.cli.common import note, progress
 from kedit_core.contract import WAYS
 from kedit_core.errors import InputError
-from kedit_core.requests import EditRequest, load_requests
+from kedit_core.requests import EditRequest
 
 if TYPE_CHECKING:
     from kedit_core.editing import Editor
@@ -50,6 +50,54 @@ def model_options(command: F) -> F:
             click.option(
                 "--allow-unverified", is_flag=True, help="Apply patches to weights that cannot be verified (quantised)."
             ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def requests_options(required: bool) -> Callable[[F], F]:
+    """``--requests --dataset-option --limit``: which requests a command works on."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(
+            (
+                click.option(
+                    "--requests",
+                    "source",
+                    metavar="FILE",
+                    required=required,
+                    help="JSON, JSONL or CSV of requests, a registered dataset, or a copy of one (NAME:PATH).",
+                ),
+                click.option(
+                    "--dataset-option",
+                    "dataset_options",
+                    multiple=True,
+                    metavar="KEY=VALUE",
+                    help="How the dataset is read; `kedit datasets` lists them.",
+                ),
+                click.option("--limit", type=click.IntRange(min=1), help="Take only the first N requests."),
+            )
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def metrics_options(command: F) -> F:
+    """``--protocol --metric``: how answers are judged, and what is measured beside."""
+    for option in reversed(
+        (
+            click.option(
+                "--protocol",
+                "protocols",
+                multiple=True,
+                default=("generate",),
+                show_default=True,
+                help="How answers are judged.",
+            ),
+            click.option("--metric", "metrics", multiple=True, help="Measure this, too; `kedit metrics` lists them."),
         )
     ):
         command = option(command)
@@ -112,19 +160,16 @@ def _tell_left_out(installed: Catalogue) -> None:
             note(f"note: left out: {' '.join(str(problem.error).split())}")
 
 
-def read_requests(source: str, host: Host, *, needs_subject: bool = False) -> list[EditRequest]:
-    """Requests of a file, or of a registered dataset by its name.
+def read_requests(
+    source: str, host: Host, *, needs_subject: bool = False, options: Sequence[str] = ()
+) -> list[EditRequest]:
+    """Requests of a file, of a registered dataset by its name, or of a copy of one (``NAME:PATH``).
 
-    Raises UnknownNameError when it is neither, RequestError for what is wrong in the file.
+    Raises as :func:`kedit_core.editing.datasets.open_requests`.
     """
-    if Path(source).is_file():
-        return load_requests(Path(source), needs_subject=needs_subject)
-    if Path(source).suffix:
-        raise InputError(f"there is no file {source}; check the path")
-    info = host.dataset(source)
-    if info.requests is None:
-        raise InputError(f"dataset {source!r} has no edit requests; give a file of them")
-    return list(info.requests())
+    from kedit_core.editing.datasets import open_requests, parse_options
+
+    return open_requests(source, host, options=parse_options(options), needs_subject=needs_subject)
 
 
 def roles(given: Sequence[str]) -> dict[str, Path]:

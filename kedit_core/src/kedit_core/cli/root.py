@@ -37,6 +37,8 @@ COMMANDS: Mapping[str, Builtin] = {
     "patch": Builtin("kedit_core.cli.patch:patch", "Show, verify, compare, apply and revert patch files."),
     "methods": Builtin("kedit_core.cli.listing:methods", "List the editing methods that are installed."),
     "models": Builtin("kedit_core.cli.listing:models", "List registered models and architectures."),
+    "datasets": Builtin("kedit_core.cli.listing:datasets", "List registered datasets, and how each is read."),
+    "metrics": Builtin("kedit_core.cli.listing:metrics", "List protocols, and metrics that are measured on request."),
     "plugins": Builtin("kedit_core.cli.listing:plugins", "List what is plugged in, and by whom."),
 }
 

@@ -57,6 +57,7 @@ class EditContext:
         cache: folder for what is worth keeping between runs.
         memo: kept for the Editor's life; only for what follows from the base model, the seed and the key alone, or also
             from patches, if their ids are kept with it and compared before it is used again.
+        metrics: groups of metrics on request that are to be measured; :meth:`wants` asks for one.
         records: measurements by name (``edit_seconds``, ...), read by metrics.
         requests: all prepared requests of this edit (a round computes some of them).
     """
@@ -80,6 +81,7 @@ class EditContext:
     options: Mapping[str, Any] = field(factory=dict)
     resources: Mapping[str, Path] = field(factory=dict)
     protocols: tuple[Protocol, ...] = ()
+    metrics: frozenset[str] = frozenset()
     scenario: Scenario = "batch"
     way: Way | None = None
     requests: Sequence[EditRequest] = ()
@@ -96,6 +98,10 @@ class EditContext:
         warning = EditWarning(code=code, message=message or code.replace("_", " "), number=number, remedy=remedy)
         if warning not in self.warnings:
             self.warnings.append(warning)
+
+    def wants(self, group: str) -> bool:
+        """Whether a group of metrics on request (``fluency``, ...) is to be measured."""
+        return group in self.metrics
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value kept under ``key``, made on first use; it must follow from the base model, seed and key alone."""

@@ -14,6 +14,7 @@ from kedit_core.contract import WAYS, Installed, MethodInfo, Scenario, Way
 from kedit_core.editing import progress as _progress
 from kedit_core.editing.base import BaseReading
 from kedit_core.editing.cache import cache_folder
+from kedit_core.editing.cases import Known, run_cases
 from kedit_core.editing.choosing import decided
 from kedit_core.editing.context import EditContext, EditWarning, seeded
 from kedit_core.editing.core_plugin import CorePlugin
@@ -21,12 +22,19 @@ from kedit_core.editing.dropping import base_name, drop, settings_of
 from kedit_core.editing.facts import warn_of_contradictions
 from kedit_core.editing.planning import what_it_takes
 from kedit_core.editing.result import EditResult
-from kedit_core.editing.rounds import compute_round, run_cases, run_rounds, settle, take_off, undone_on_failure
+from kedit_core.editing.rounds import compute_round, run_rounds, settle, take_off, undone_on_failure
 from kedit_core.editing.scenarios import Round, as_requests, cases, choose_scenario, rounds
 from kedit_core.editing.settings import Settings, check_options, resolve_settings
 from kedit_core.editing.sources import describe_model, load_model, resolve_model
 from kedit_core.errors import InputError
-from kedit_core.evaluation import Answers, Evaluation, combine, resolve_protocols, run_manifest
+from kedit_core.evaluation import (
+    Answers,
+    Evaluation,
+    combine,
+    resolve_metrics,
+    resolve_protocols,
+    run_manifest,
+)
 from kedit_core.forward import ForwardTools, TokenBoundary
 from kedit_core.hparams import Resolved
 from kedit_core.models import AdapterRegistry
@@ -50,6 +58,7 @@ class Editor:
         name, revision: Hub id or registered name of the model, recorded in patches.
         options: for the method, beside hparams (``stats``, ``corpus``, ...). resources: role -> path.
         plugins: further plugin objects for this Editor alone.
+        keep_base_answers: keep what the base answers in the cache folder, for other runs on the same weights.
 
     Raises:
         UnknownNameError, HyperParamsError, UnsupportedModelError: before anything is done.
@@ -75,6 +84,7 @@ class Editor:
         cache: Path | str | None = None,
         memory_budget: int = 2 << 30,
         progress: _progress.Progress = _progress.silent,
+        keep_base_answers: bool = False,
     ) -> None:
         if way is not None and way not in WAYS:
             raise InputError(f"there is no way {way!r}; choose one of {', '.join(WAYS)}")
@@ -111,7 +121,7 @@ class Editor:
         self._previous: EditPatch | None = None
         self._looked = False
         base = Answers(self.model, self.adapter, self.tokens, stack=self.stack, base=True)
-        self._read = BaseReading(self.stack, base)
+        self._read = BaseReading(self.stack, base, self.cache if keep_base_answers else None)
 
     @classmethod
     def from_pretrained(
@@ -182,6 +192,7 @@ class Editor:
         batch_size: int = 1,
         evaluate: bool = True,
         protocols: Sequence[str] = ("generate",),
+        metrics: Sequence[str] = (),
         way: Way | None = None,
         on_patch: Callable[[EditPatch, Round], None] | None = None,
     ) -> EditResult:
@@ -194,6 +205,7 @@ class Editor:
             scenario: ``single``, ``batch`` or ``sequential``; by default batch if the method can, else sequential.
             batch_size: requests per round of ``sequential``.
             evaluate: measure the edit with ``protocols`` (names or tags; see docs/evaluation.md).
+            metrics: groups of metrics that are measured on request only (``fluency``, ...; `kedit metrics` lists them).
             on_patch: called with every patch and its requests as soon as it is computed (to save it, say).
 
         Raises:
@@ -206,7 +218,9 @@ class Editor:
             raise InputError(f"there is no way {way!r}; choose one of {', '.join(WAYS)}")
         given = as_requests(requests, "edit")
         chosen = choose_scenario(scenario, method)
-        context = self.context(scenario=chosen, way=way or self.way, protocols=protocols if evaluate else ())
+        context = self.context(
+            scenario=chosen, way=way or self.way, protocols=protocols if evaluate else (), metrics=metrics
+        )
         prepared = tuple(self.host.prepare_requests(context, given))
         context.requests = prepared
         self._choose(context)
@@ -216,10 +230,10 @@ class Editor:
         plan = [(group, rounds(group, chosen, batch_size, method)) for group in groups]
         with undone_on_failure(self.stack):
             if evaluate:
-                self._read.answers.prefetch(prepared, context.protocols)
+                self._read.ahead(context, prepared)
             if chosen == "single":
-                measure = (lambda case: self._measure(context, case, {})) if evaluate else None
-                patches, parts = run_cases(context, plan, measure, on_patch)
+                measure = (lambda case, known: self._measure(context, case, {}, known)) if evaluate else None
+                patches, parts = run_cases(context, plan, measure, on_patch, self._answers())
                 joined = patches[0] if len(patches) == 1 else None
                 evaluation = combine(parts, manifest=self._manifest(prepared)) if evaluate else None
             else:
@@ -392,20 +406,42 @@ class Editor:
         return texts[0] if isinstance(prompts, str) else texts
 
     def evaluate(
-        self, requests: EditRequest | Sequence[EditRequest], *, protocols: Sequence[str] = ("generate",)
+        self,
+        requests: EditRequest | Sequence[EditRequest],
+        *,
+        protocols: Sequence[str] = ("generate",),
+        metrics: Sequence[str] = (),
     ) -> Evaluation:
         """Measure the model as it is now (with the patches on it) against itself without any patch.
+
+        Arguments are those of :meth:`edit`.
 
         Raises StackDisturbedError when something else changed what the patches had put there.
         """
         self.stack.check()
         given = as_requests(requests, "evaluate")
         scenario: Scenario = "sequential" if len(self.stack.patches) > 1 else "batch"
-        context = self.context(scenario=scenario, way=self.way, protocols=protocols)
+        context = self.context(scenario=scenario, way=self.way, protocols=protocols, metrics=metrics)
         prepared = tuple(self.host.prepare_requests(context, given))
         context.requests = prepared
-        self._read.answers.prefetch(prepared, context.protocols)
+        self._read.ahead(context, prepared)
         return self._measure(context, prepared, self._manifest(prepared))
+
+    def read_base(
+        self,
+        requests: EditRequest | Sequence[EditRequest],
+        *,
+        protocols: Sequence[str] = ("generate",),
+        metrics: Sequence[str] = (),
+    ) -> None:
+        """Read ahead what evaluating these requests will ask of the model without patches, all in few batches.
+
+        Arguments are those of :meth:`edit`. Worth calling before many edits and evaluations of parts of them.
+        """
+        given = as_requests(requests, "read")
+        context = self.context(way=self.way, protocols=protocols, metrics=metrics)
+        context.requests = tuple(self.host.prepare_requests(context, given))
+        self._read.ahead(context, context.requests)
 
     # ------------------------------------------------------------------ inside
     def _choose(self, context: EditContext) -> None:
@@ -415,8 +451,17 @@ class Editor:
             self.settings = decided(context, self.settings)
             context.hparams = self.settings.hparams
 
-    def _measure(self, context: EditContext, requests: Sequence[EditRequest], manifest: dict[str, Any]) -> Evaluation:
-        metrics = self.host.evaluate(context, requests, self._read.answers, self._answers())
+    def _measure(
+        self,
+        context: EditContext,
+        requests: Sequence[EditRequest],
+        manifest: dict[str, Any],
+        known: Known | None = None,
+    ) -> Evaluation:
+        edited = self._answers()
+        if known is not None:
+            edited.supply(known)
+        metrics = self.host.evaluate(context, requests, self._read.answers, edited)
         return Evaluation(metrics=metrics, manifest=manifest)
 
     def _answers(self) -> Answers:
@@ -433,6 +478,7 @@ class Editor:
         scenario: Scenario = "batch",
         way: Way | None = None,
         protocols: Sequence[str] = (),
+        metrics: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
     ) -> EditContext:
         """A context as a method gets it: for tools that use a method's parts (statistics, keys) without an edit."""
@@ -458,6 +504,7 @@ class Editor:
             options=self.options if options is None else options,
             resources=self.resources,
             protocols=resolve_protocols(protocols),
+            metrics=frozenset(resolve_metrics(metrics, self.host.metrics())),
             scenario=scenario,
             way=way,
             memory_budget=self.memory_budget,

@@ -13,7 +13,6 @@ from kedit_core.editing.context import EditContext, seeded
 from kedit_core.editing.guard import left_as_found
 from kedit_core.editing.scenarios import Round
 from kedit_core.errors import MethodError, PluginError
-from kedit_core.evaluation import Evaluation
 from kedit_core.hparams import HyperParams
 from kedit_core.patches import EditPatch, PatchStack
 
@@ -86,34 +85,6 @@ def take_off(context: EditContext, patch: EditPatch) -> None:
             f"the patch {patch.id[:12]} was not taken off: some plugin's restore answered False where it must take the "
             "patch off, or answer None to leave that to others"
         )
-
-
-def run_cases(
-    context: EditContext,
-    plan: Sequence[tuple[Round, Sequence[Round]]],
-    measure: Callable[[Round], Evaluation] | None,
-    on_patch: OnPatch | None,
-) -> tuple[tuple[EditPatch, ...], list[Evaluation]]:
-    """Each case alone, on the model as it was found, measured, and taken off again."""
-    patches: list[EditPatch] = []
-    evaluations: list[Evaluation] = []
-    before, found = context.previous, context.stack.patches
-    with context.progress("editing, one case at a time", total=len(plan)) as step:
-        for case, calls in plan:
-            context.previous = before
-            patch = settle(context, run_rounds(context, calls))
-            patches.append(patch)
-            if on_patch is not None:
-                on_patch(patch, case)
-            if measure is not None:
-                evaluations.append(measure(case))
-            context.records.clear()
-            take_off(context, patch)
-            if context.stack.patches != found:
-                # an extending method's patch had taken the place of the one before
-                context.stack.reset_to(found)
-            step.advance()
-    return tuple(patches), evaluations
 
 
 @contextmanager

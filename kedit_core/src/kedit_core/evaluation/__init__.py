@@ -14,15 +14,18 @@ from kedit_core.evaluation.manifest import requests_digest, run_manifest
 from kedit_core.evaluation.metrics import METRICS, CoreMetrics, Item, core_metrics, items_of, prefetch
 from kedit_core.evaluation.protocols import (
     GEN_FREE,
+    GEN_LEN,
     GEN_WILD,
     PROTOCOLS,
     TF_EXACT,
     TF_TOKEN,
+    BoundedGeneration,
     FreeGeneration,
     Judgement,
     Protocol,
     Reading,
     TeacherForced,
+    resolve_metrics,
     resolve_protocol,
     resolve_protocols,
 )
@@ -31,10 +34,12 @@ from kedit_core.evaluation.tags import Tag
 from kedit_core.evaluation.text import SENTENCE, WILD, StopRule, contains, exact_match, normalise, word_f1
 
 if TYPE_CHECKING:
-    from kedit_core.evaluation.answers import Answers, TargetTokens
+    from kedit_core.evaluation.answers import Answers, Questions, TargetTokens
+    from kedit_core.evaluation.reading_together import read_together
 
 __all__ = [
     "GEN_FREE",
+    "GEN_LEN",
     "GEN_WILD",
     "METRICS",
     "PROTOCOLS",
@@ -43,6 +48,7 @@ __all__ = [
     "TF_TOKEN",
     "WILD",
     "Answers",
+    "BoundedGeneration",
     "CoreMetrics",
     "EfficiencyMetrics",
     "Evaluation",
@@ -50,6 +56,7 @@ __all__ = [
     "Item",
     "Judgement",
     "Protocol",
+    "Questions",
     "Reading",
     "StopRule",
     "Tag",
@@ -64,7 +71,9 @@ __all__ = [
     "normalise",
     "plugin",
     "prefetch",
+    "read_together",
     "requests_digest",
+    "resolve_metrics",
     "resolve_protocol",
     "resolve_protocols",
     "run_manifest",
@@ -78,6 +87,8 @@ def plugin() -> list[object]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Answers", "TargetTokens"):
+    if name in ("Answers", "Questions", "TargetTokens"):
         return getattr(import_module("kedit_core.evaluation.answers"), name)
+    if name == "read_together":
+        return import_module("kedit_core.evaluation.reading_together").read_together
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

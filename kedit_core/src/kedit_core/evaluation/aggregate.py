@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean, harmonic_mean, median, pstdev
 from typing import Any
 
 from attrs import evolve
@@ -26,7 +26,13 @@ STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {
     "median": median,
     "p95": lambda values: percentile(values, 0.95),
     "max": max,
+    "std": pstdev,
 }
+WHOLES: Mapping[str, str] = {
+    "total": "value and parts are sums over the cases",
+    "harmonic_mean": "the value is the harmonic mean of the sub-keys' means, None while there is no case",
+}
+"""Statistics that say how the value follows, in place of the mean over the cases."""
 
 
 def metric_result(
@@ -41,19 +47,28 @@ def metric_result(
 ) -> MetricResult:
     """A result whose value, parts and statistics follow from the cases.
 
-    Raises InputError for a statistic that is not one of :data:`STATISTICS`, or that has a sub-key's name.
+    The value is the mean over the cases, unless one of the ``statistics`` is of :data:`WHOLES`.
+
+    Raises InputError for a statistic that is not one of :data:`STATISTICS` or :data:`WHOLES`, that has a sub-key's
+    name, or that is the second of WHOLES.
     """
     by_part = {part: dict(scores) for part, scores in (case_parts or {}).items() if scores}
     for name in statistics:
-        if name not in STATISTICS or name in by_part:
-            raise InputError(
-                f"statistic {name!r} of {tag} is unknown or also a sub-key's name; there are {', '.join(STATISTICS)}"
-            )
+        if name not in (*STATISTICS, *WHOLES) or name in by_part:
+            known = ", ".join((*STATISTICS, *WHOLES))
+            raise InputError(f"statistic {name!r} of {tag} is unknown or also a sub-key's name; there are {known}")
+    wholes = [name for name in statistics if name in WHOLES]
+    if len(wholes) > 1:
+        raise InputError(f"the value of {tag} cannot be {' and '.join(wholes)} at once; name one")
     scores = list(cases.values())
-    parts = {part: fmean(of_part.values()) for part, of_part in by_part.items()}
-    parts |= {name: float(STATISTICS[name](scores)) for name in statistics if scores}
+    together: Callable[[list[float]], float] = sum if "total" in wholes else fmean
+    parts = {part: float(together(list(of_part.values()))) for part, of_part in by_part.items()}
+    value = float(together(scores)) if scores else None
+    if scores and "harmonic_mean" in wholes:
+        value = float(harmonic_mean(list(parts.values()))) if parts else None
+    parts |= {name: float(STATISTICS[name](scores)) for name in statistics if scores and name in STATISTICS}
     return MetricResult(
-        value=fmean(scores) if scores else None,
+        value=value,
         tag=tag,
         cases=dict(cases),
         parts=parts,

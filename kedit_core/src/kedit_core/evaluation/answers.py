@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from attrs import frozen
+import torch
+from attrs import field, frozen
 from torch import Tensor
 
 from kedit_core.evaluation.metrics import prefetch
 from kedit_core.evaluation.protocols import Protocol
 from kedit_core.evaluation.text import SENTENCE, StopRule
-from kedit_core.forward import PairScore, PromptScope, Side, TokenBoundary, TopK, generate_ids, score_pairs
+from kedit_core.forward import (
+    ForwardTools,
+    PairScore,
+    PromptScope,
+    Side,
+    TokenBoundary,
+    TopK,
+    generate_ids,
+    score_pairs,
+)
+from kedit_core.forward.divergence import pair_divergences
 from kedit_core.models import AdapterRegistry, ModelView
 from kedit_core.patches import Route, RoutedModel
 from kedit_core.requests import EditRequest
@@ -24,6 +36,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item", bound=Hashable)
 Found = TypeVar("Found")
+Read: TypeAlias = Callable[[list[Any]], Sequence[Any]]
 
 
 @frozen(kw_only=True)
@@ -38,6 +51,25 @@ class TargetTokens:
     text: str
 
 
+@frozen(kw_only=True)
+class Continuation:
+    """What was written after a prompt: the text as it follows it, and its tokens, the one that ends it left out."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@frozen(eq=False)
+class Questions:
+    """What was asked while :meth:`Answers.noting`: kind -> how it is read, and what of it, each once."""
+
+    kinds: dict[Hashable, tuple[Read, dict[Hashable, None]]] = field(factory=dict)
+
+    def note(self, kind: Hashable, read: Read, items: Iterable[Hashable]) -> None:
+        """Add questions of one kind."""
+        self.kinds.setdefault(kind, (read, {}))[1].update(dict.fromkeys(items))
+
+
 @frozen(eq=False, kw_only=True)
 class _Reader:
     """One model that answers, with what is needed to run it."""
@@ -46,6 +78,10 @@ class _Reader:
     view: ModelView
     boundary: TokenBoundary
     scope: PromptScope | None = None
+
+    @property
+    def tools(self) -> ForwardTools:
+        return ForwardTools(self.model, self.view, self.boundary, scope=self.scope)
 
 
 class Answers:
@@ -91,6 +127,12 @@ class Answers:
         self._others: dict[int, tuple[RoutedModel, _Reader]] = {}
         self._known: dict[Hashable, Any] = {}
         self._known_of: Hashable = None
+        self._noted: Questions | None = None
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it reads the model without its patches."""
+        return self._base
 
     def generate(self, prompts: Sequence[str], *, rule: StopRule = SENTENCE, max_new_tokens: int = 50) -> list[str]:
         """Greedy answers, cut where ``rule`` says they end, stripped (specs: evaluation, section 2d).
@@ -99,9 +141,9 @@ class Answers:
         """
 
         def read(missing: list[str]) -> list[str]:
-            return [rule.cut(text) for text in self._continued(missing, max_new_tokens, stop=rule.decided)]
+            return [rule.cut(each.text) for each in self._continued(missing, max_new_tokens, stop=rule.decided)]
 
-        return self._cached(("answer", rule, max_new_tokens), prompts, read)
+        return self._cached(("answer", rule, max_new_tokens), prompts, read, "")
 
     def raw_generate(
         self,
@@ -117,12 +159,34 @@ class Answers:
         ``stop`` is told each row's continuation after every token; ``sampler`` draws from its own generator.
         """
         if stop is not None or sampler is not None:
-            return self._continued(prompts, max_new_tokens, stop=stop, sampler=sampler, ignore_eos=ignore_eos)
+            drawn = self._continued(prompts, max_new_tokens, stop=stop, sampler=sampler, ignore_eos=ignore_eos)
+            return [each.text for each in drawn]
 
         def read(missing: list[str]) -> list[str]:
-            return self._continued(missing, max_new_tokens, ignore_eos=ignore_eos)
+            return [each.text for each in self._continued(missing, max_new_tokens, ignore_eos=ignore_eos)]
 
-        return self._cached(("raw", max_new_tokens, ignore_eos), prompts, read)
+        return self._cached(("raw", max_new_tokens, ignore_eos), prompts, read, "")
+
+    def continuations(self, prompts: Sequence[str], max_new_tokens: int = 50) -> list[Continuation]:
+        """What :meth:`raw_generate` gives, with its tokens; those of another model (a route's) are its tokenizer's."""
+
+        def read(missing: list[str]) -> list[Continuation]:
+            return self._continued(missing, max_new_tokens)
+
+        return self._cached(("continuation", max_new_tokens), prompts, read, Continuation(text="", tokens=()))
+
+    def sample(self, prompts: Sequence[str], *, total_tokens: int, k: int = 5, seed: int = 0) -> list[str]:
+        """Continuations drawn from the ``k`` likeliest tokens, until prompt and continuation are ``total_tokens`` long.
+
+        End-of-sequence tokens are written past. A prompt's sample follows from its text and ``seed`` alone. Raises
+        InputError for a prompt that leaves no room in the model's positions.
+        """
+
+        def read(missing: list[str]) -> list[str]:
+            drawn = self._continued(missing, total_tokens, sampled=(k, seed), ignore_eos=True)
+            return [each.text for each in drawn]
+
+        return self._cached(("sample", total_tokens, k, seed), prompts, read, "")
 
     def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor]:
         """For each (prompt, target) the log-probability of every target token, ``[T]`` float32 on the CPU."""
@@ -131,6 +195,65 @@ class Answers:
     def target_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[TargetTokens]:
         """For each (prompt, target) the argmax before every target token, and the target's tokens."""
         return [tokens for _, tokens in self._scored(pairs)]
+
+    def written_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[TargetTokens]:
+        """For each (prompt, target) as many tokens as the target has, written greedily, and the target's tokens."""
+
+        def read(missing: list[tuple[str, str]]) -> list[TargetTokens]:
+            found: dict[int, TargetTokens] = {}
+            with self._reading():
+                for reader, rows in self._readers([prompt for prompt, _ in missing]):
+                    ready = [reader.boundary.pair(text, missing[index][1]) for index, text in rows]
+                    new_ids = generate_ids(
+                        reader.model,
+                        reader.view,
+                        reader.boundary,
+                        [pair.prompt_ids for pair in ready],
+                        max(len(pair.target_ids) for pair in ready),
+                        scope=reader.scope,
+                        batch_tokens=self._batch_tokens,
+                        padding_side=self._padding_side,
+                        ignore_eos=True,
+                    )
+                    for (index, _), pair, new in zip(rows, ready, new_ids, strict=True):
+                        cut = tuple(new[: len(pair.target_ids)])
+                        found[index] = TargetTokens(
+                            predicted=cut, target=tuple(pair.target_ids), text=reader.boundary.decode(cut)
+                        )
+            return [found[index] for index in range(len(missing))]
+
+        blank = TargetTokens(predicted=(), target=(), text="")
+        return self._cached("written", [(prompt, target) for prompt, target in pairs], read, blank)
+
+    def target_divergences(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+        """For each (prompt, target) how far the model has moved from the base at every target token.
+
+        That is ``KL(base || now)`` of the next-token distributions, ``[T]`` float32 nats on the CPU; zeros where this
+        reads the base. None where a route leads to a model with other tokens, so that nothing can be compared.
+
+        Base and edited model are read in turn, batch by batch, so no more than two distributions of one batch are ever
+        held. While :meth:`noting`, nothing is noted: this is read with the patches themselves on the model only.
+        """
+        if self._noted is not None:
+            return [None] * len(pairs)
+        found = self._cached("divergence", [(prompt, target) for prompt, target in pairs], self._diverged, None)
+        return [None if each is None else each.clone() for each in found]
+
+    @contextmanager
+    def noting(self) -> Iterator[Questions]:
+        """For the length of a block nothing is read: questions are noted down, and answers are blank.
+
+        How the questions of many edits are found, to be read together (:func:`kedit_core.evaluation.read_together`).
+        """
+        before, self._noted = self._noted, Questions()
+        try:
+            yield self._noted
+        finally:
+            self._noted = before
+
+    def supply(self, known: Mapping[tuple[Hashable, Hashable], Any]) -> None:
+        """Answers of the model as it is now that were read elsewhere: (kind, question) -> what was found."""
+        self._known, self._known_of = dict(known), self._state()
 
     def prefetch(self, requests: Sequence[EditRequest], protocols: Iterable[Protocol | str]) -> None:
         """Read all that the core's metrics will ask about these requests, in few batches."""
@@ -142,8 +265,11 @@ class Answers:
 
     # ------------------------------------------------------------------ inside
     def _cached(
-        self, kind: Hashable, items: Sequence[Item], read: Callable[[list[Item]], Sequence[Found]]
+        self, kind: Hashable, items: Sequence[Item], read: Callable[[list[Item]], Sequence[Found]], blank: Found
     ) -> list[Found]:
+        if self._noted is not None:
+            self._noted.note(kind, read, items)
+            return [blank] * len(items)
         state = self._state()
         if state != self._known_of:
             self._known, self._known_of = {}, state
@@ -169,18 +295,24 @@ class Answers:
         *,
         stop: Callable[[str], bool] | None = None,
         sampler: TopK | None = None,
+        sampled: tuple[int, int] | None = None,
         ignore_eos: bool = False,
-    ) -> list[str]:
-        texts: dict[int, str] = {}
+    ) -> list[Continuation]:
+        """``sampled`` (k, seed): every prompt draws by itself, and ``max_new_tokens`` counts the prompt, too."""
+        found: dict[int, Continuation] = {}
         with self._reading():
             for reader, rows in self._readers(prompts):
                 ids = [reader.boundary.prompt(text).ids for _, text in rows]
+                room = [max_new_tokens - len(each) if sampled else max_new_tokens for each in ids]
+                if sampled is not None:
+                    k, seed = sampled
+                    sampler = TopK(k, seeds=[_own_seed(text, seed) for _, text in rows])
                 new_ids = generate_ids(
                     reader.model,
                     reader.view,
                     reader.boundary,
                     ids,
-                    max_new_tokens,
+                    max(0, *room),
                     stop=stop,
                     scope=reader.scope,
                     batch_tokens=self._batch_tokens,
@@ -188,9 +320,10 @@ class Answers:
                     sampler=sampler,
                     ignore_eos=ignore_eos,
                 )
-                for (index, _), before, new in zip(rows, ids, new_ids, strict=True):
-                    texts[index] = reader.boundary.continuation(before, new)
-        return [texts[index] for index in range(len(prompts))]
+                for (index, _), before, new, most in zip(rows, ids, new_ids, room, strict=True):
+                    cut = tuple(new[: max(0, most)])
+                    found[index] = Continuation(text=reader.boundary.continuation(before, cut), tokens=cut)
+        return [found[index] for index in range(len(prompts))]
 
     def _scored(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tensor, TargetTokens]]:
         def read(missing: list[tuple[str, str]]) -> list[tuple[Tensor, TargetTokens]]:
@@ -210,7 +343,28 @@ class Answers:
                         scores[index] = (score.logprobs, _target_tokens(score, reader.boundary))
             return [scores[index] for index in range(len(missing))]
 
-        return self._cached("score", [(prompt, target) for prompt, target in pairs], read)
+        blank = (torch.empty(0), TargetTokens(predicted=(), target=(), text=""))
+        return self._cached("score", [(prompt, target) for prompt, target in pairs], read, blank)
+
+    def _diverged(self, pairs: list[tuple[str, str]]) -> list[Tensor | None]:
+        own = self._own
+        found: dict[int, Tensor] = {}
+        if self._base or self._stack is None:
+            return [torch.zeros(len(own.boundary.pair(*pair).target_ids)) for pair in pairs]
+        for reader, rows in self._readers([prompt for prompt, _ in pairs]):
+            both = [(own.boundary.pair(*pairs[i]), reader.boundary.pair(text, pairs[i][1])) for i, text in rows]
+            comparable = _same_tokens(own, reader)
+            alike = [i for i, (a, b) in enumerate(both) if comparable and a.target_ids == b.target_ids]
+            divergences = pair_divergences(
+                own.tools,
+                reader.tools,
+                [both[i] for i in alike],
+                showing_before=self._stack.suspended,
+                batch_tokens=self._batch_tokens,
+                padding_side=self._padding_side,
+            )
+            found.update({rows[i][0]: each for i, each in zip(alike, divergences, strict=True)})
+        return [found.get(index) for index in range(len(pairs))]
 
     def _readers(self, prompts: Sequence[str]) -> Iterator[tuple[_Reader, list[tuple[int, str]]]]:
         """Each model that answers, with (index, text) of its prompts, their routes' contexts before them."""
@@ -237,6 +391,19 @@ class Answers:
 
             self._adapters = AdapterRegistry(ADAPTERS)
         return self._adapters
+
+
+def _same_tokens(own: _Reader, other: _Reader) -> bool:
+    """Whether two models mean the same by the same ids."""
+    if own is other:
+        return True
+    sizes = {getattr(each.model.config, "vocab_size", None) for each in (own, other)}
+    return len(sizes) == 1 and own.boundary.tokenizer.get_vocab() == other.boundary.tokenizer.get_vocab()
+
+
+def _own_seed(text: str, seed: int) -> int:
+    """A seed of 62 bits that follows from a text and a seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "big") >> 2
 
 
 def _target_tokens(score: PairScore, boundary: TokenBoundary) -> TargetTokens:

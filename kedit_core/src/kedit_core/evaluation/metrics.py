@@ -178,6 +178,10 @@ class CoreMetrics:
         ]
 
     @hookimpl
+    def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:
+        prefetch(answers, requests, context.protocols)
+
+    @hookimpl
     def evaluate(
         self, context: EditContext, requests: Sequence[EditRequest], base: Answers, edited: Answers
     ) -> Mapping[str, MetricResult]:

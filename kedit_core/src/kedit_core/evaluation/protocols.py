@@ -19,6 +19,7 @@ from kedit_core.evaluation.tags import Tag
 from kedit_core.evaluation.text import SENTENCE, WILD, StopRule
 
 if TYPE_CHECKING:
+    from kedit_core.contract import MetricInfo
     from kedit_core.evaluation.answers import Answers, TargetTokens
     from kedit_core.requests import Probe
 
@@ -161,6 +162,20 @@ class TeacherForced(Protocol):
         return Judgement(score=float(share == 1.0) if self.whole else share)
 
 
+@frozen(kw_only=True)
+class BoundedGeneration(TeacherForced):
+    """The prompt alone, greedy, exactly as many tokens as the answer has, compared one by one (specs 2c).
+
+    Nothing is fed but the prompt, so one wrong token spoils those behind it; but the answer's length is given away, and
+    what the model would say after it is not looked at. For comparing with numbers that were made that way.
+    """
+
+    def read(self, answers: Answers, probes: Sequence[Probe]) -> list[Reading | None]:
+        pairs = [(probe.prompt, probe.answers[0]) for probe in probes if probe.answers]
+        found = iter(answers.written_tokens(pairs))
+        return [_reading(next(found)) if probe.answers else None for probe in probes]
+
+
 GEN_FREE = FreeGeneration(
     name="gen_free",
     mode="gen_free",
@@ -174,6 +189,12 @@ GEN_WILD = FreeGeneration(
     answer_source="EM",
     rule=WILD,
     summary="as gen_free, but every '.' ends the answer (for comparing with WILD's numbers)",
+)
+GEN_LEN = BoundedGeneration(
+    name="gen_len",
+    mode="gen_len",
+    answer_source="tokens",
+    summary="share of the answer's tokens when as many are written greedily",
 )
 TF_TOKEN = TeacherForced(
     name="tf_token",
@@ -189,7 +210,7 @@ TF_EXACT = TeacherForced(
     whole=True,
     summary="whether all of the answer's tokens are the argmax when the answer is fed",
 )
-PROTOCOLS: tuple[Protocol, ...] = (GEN_FREE, GEN_WILD, TF_TOKEN, TF_EXACT)
+PROTOCOLS: tuple[Protocol, ...] = (GEN_FREE, GEN_WILD, GEN_LEN, TF_TOKEN, TF_EXACT)
 
 
 def resolve_protocol(name: str | Protocol, known: Sequence[Protocol] = PROTOCOLS) -> Protocol:
@@ -205,6 +226,23 @@ def resolve_protocol(name: str | Protocol, known: Sequence[Protocol] = PROTOCOLS
         hint = f"did you mean {near[0]!r}?" if near else "use one of them, or pass a Protocol object"
         raise UnknownNameError(f"there is no protocol {name!r}; known are {', '.join(by_name)}; {hint}")
     return by_name[name]
+
+
+def resolve_metrics(names: str | Iterable[str], known: Iterable[MetricInfo]) -> tuple[str, ...]:
+    """Groups of metrics on request, each once, in the order given.
+
+    Raises UnknownNameError naming the known ones and the nearest.
+    """
+    groups = dict.fromkeys(metric.group for metric in known if metric.on_request)
+    given = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
+    for name in given:
+        if name not in groups:
+            near = difflib.get_close_matches(name, groups, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "install the plugin that has it, or leave it out"
+            raise UnknownNameError(
+                f"there are no metrics {name!r} to ask for; there are {', '.join(groups) or 'none'}; {hint}"
+            )
+    return given
 
 
 def resolve_protocols(

@@ -26,6 +26,7 @@ class Batch:
         side: where the padding is.
         decoder_input_ids: ``[batch, target]``, right padded; encoder-decoder models only.
         prompt_ends: ``[batch]`` column of each prompt's last token, or None when the whole row is the prompt.
+        members: ``[batch]`` which of the caller's texts each row is, for operations that act on some of them only.
         packed: rows hold several texts, told apart by their positions (see :mod:`kedit_core.forward.packing`).
     """
 
@@ -36,6 +37,7 @@ class Batch:
     side: Side = "right"
     decoder_input_ids: Tensor | None = None
     prompt_ends: Tensor | None = None
+    members: Tensor | None = None
     packed: bool = False
 
     @property
@@ -84,6 +86,7 @@ class Batch:
             side=self.side,
             decoder_input_ids=None if self.decoder_input_ids is None else function(self.decoder_input_ids),
             prompt_ends=None if self.prompt_ends is None else function(self.prompt_ends),
+            members=None if self.members is None else function(self.members),
             packed=self.packed,
         )
 

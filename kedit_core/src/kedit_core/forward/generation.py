@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -35,11 +35,26 @@ if TYPE_CHECKING:
 class TopK:
     """Sample from the ``k`` likeliest tokens, their probabilities renormalised; no temperature.
 
-    Every prompt gets its own seed from ``generator`` (in the prompts' order), so samples do not depend on batches.
+    Every prompt gets its own seed, from ``seeds`` or else from ``generator`` (in the prompts' order), so samples do not
+    depend on batches.
     """
 
     k: int
-    generator: torch.Generator
+    generator: torch.Generator | None = None
+    seeds: Sequence[int] | None = None
+
+    def each(self, count: int) -> Sequence[int]:
+        """A seed for each of ``count`` prompts. Raises InputError when there are not as many."""
+        if self.seeds is not None:
+            if len(self.seeds) != count:
+                raise InputError(f"there are {len(self.seeds)} seeds for {count} prompts; give one for each")
+            return self.seeds
+        if self.generator is None:
+            raise InputError("a sampler needs a generator, or a seed for each prompt")
+        drawn: list[int] = torch.randint(
+            2**62, (count,), generator=self.generator, device=self.generator.device
+        ).tolist()
+        return drawn
 
 
 def generate_ids(
@@ -83,9 +98,7 @@ def generate_ids(
     results: list[list[int]] = [[] for _ in prompts]
     if max_new_tokens == 0 or not prompts:
         return results
-    seeds = None
-    if sampler is not None:
-        seeds = torch.randint(2**62, (len(prompts),), generator=sampler.generator, device=sampler.generator.device)
+    seeds = None if sampler is None else sampler.each(len(prompts))
     ends = frozenset() if ignore_eos else end_ids(model)
     with torch.no_grad(), evaluating(model):
         for group in _groups([len(prompt) for prompt in prompts], max_new_tokens, limit, batch_tokens):
@@ -97,6 +110,7 @@ def generate_ids(
                     row.generator = torch.Generator().manual_seed(int(seeds[i]))
             pad = boundary.pad_id
             batch = collate([row.prompt for row in rows], pad, padding_side, first_device(model))
+            batch = evolve(batch, members=torch.tensor(group))
             decoder: _Decoder = (_Seq2Seq if view.is_encoder_decoder else _Causal)(model, view, batch)
             # the last token is not fed again, so it needs no position
             room = max_new_tokens if limit is None else min(max_new_tokens, limit - batch.width + 1)
@@ -142,7 +156,7 @@ def _told(scope: PromptScope | None, batch: Batch) -> Iterator[None]:
     if scope is None:
         yield
     else:
-        with scope.running(batch.starts + batch.lengths - 1):
+        with scope.running(batch.starts + batch.lengths - 1, batch.members):
             yield
 
 

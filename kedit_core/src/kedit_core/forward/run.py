@@ -259,7 +259,7 @@ class ForwardTools:
         if self.scope is None:
             return nullcontext()
         ends = batch.starts + batch.lengths - 1 if batch.prompt_ends is None else batch.prompt_ends
-        return self.scope.running(ends)
+        return self.scope.running(ends, batch.members)
 
     def capture(
         self,

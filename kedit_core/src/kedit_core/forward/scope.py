@@ -32,6 +32,7 @@ class _State:
     phase: Phase = "idle"
     told: bool = False
     prompt_ends: Tensor | None = None
+    members: Tensor | None = None
     rows: int = 0
     kept: dict[Hashable, Any] = field(factory=dict)
     # of an inferred run: how many columns the next step's cache must hold, and what its last one looked like
@@ -76,6 +77,11 @@ class PromptScope:
         if self._state.phase != "prefill" or self._state.prompt_ends is None:
             raise ScopeError("prompt ends are known during prefill only; in decode use what was kept then")
         return self._state.prompt_ends
+
+    @property
+    def members(self) -> Tensor | None:
+        """``[rows]`` which of the caller's texts each row is, when kedit's own tools run them; else None."""
+        return self._state.members
 
     def require(self) -> None:
         """Raise unless a run is being followed.
@@ -131,13 +137,13 @@ class PromptScope:
         return self._state.kept.get(key, default)
 
     @contextmanager
-    def running(self, prompt_ends: Tensor) -> Iterator[PromptScope]:
+    def running(self, prompt_ends: Tensor, members: Tensor | None = None) -> Iterator[PromptScope]:
         """Follow a run whose prompts end at these columns ``[rows]``; begins with prefill.
 
         What was followed before (a run inside another) goes on afterwards.
         """
         before = self._state
-        self._state = _State("prefill", True, prompt_ends, int(prompt_ends.shape[0]))
+        self._state = _State("prefill", True, prompt_ends, members, int(prompt_ends.shape[0]))
         try:
             yield self
         finally:
@@ -158,6 +164,8 @@ class PromptScope:
         state.kept = {key: _select(value, rows) for key, value in state.kept.items()}
         if state.prompt_ends is not None:
             state.prompt_ends = state.prompt_ends[rows.to(state.prompt_ends.device)]
+        if state.members is not None:
+            state.members = state.members[rows.to(state.members.device)]
         state.rows = int(rows.shape[0])
 
     def attach(self, model: nn.Module, view: ModelView) -> list[RemovableHandle]:
@@ -220,7 +228,7 @@ class PromptScope:
             ends = torch.full((rows,), columns - 1, device=device)
         else:
             raise ScopeError("prompt ends cannot be read off this attention mask; pass one of shape [rows, columns]")
-        self._state = _State("prefill", False, ends, rows, columns=columns)
+        self._state = _State("prefill", False, ends, None, rows, columns=columns)
 
     def _decode(self, named: dict[str, Any], cache: Any, past: int) -> None:
         state = self._state

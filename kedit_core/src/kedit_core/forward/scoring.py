@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from kedit_core.errors import InputError
@@ -72,6 +72,7 @@ def score_pairs(
             targets=[pair.target_ids for pair in chosen],
             prompt_lengths=[len(pair.prompt_ids) for pair in chosen],
         )
+        batch = evolve(batch, members=torch.tensor(group))
         ends = None if view.is_encoder_decoder else batch.prompt_ends
         starts = [0] * len(group) if ends is None else ends.tolist()
         cells = [

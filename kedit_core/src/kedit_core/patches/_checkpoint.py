@@ -211,9 +211,7 @@ def _skeleton(folder: Path, architecture: str | None) -> nn.Module:
     except (ValueError, ImportError) as error:
         raise UnsupportedModelError(f"transformers cannot build the model of {folder}: {error}") from error
     if architecture is not None and type(model).__name__ != architecture:
-        raise BaseMismatchError(
-            f"the patch is for {architecture}, but {folder} holds a {type(model).__name__}"
-        )
+        raise BaseMismatchError(f"the patch is for {architecture}, but {folder} holds a {type(model).__name__}")
     return model
 
 

@@ -314,6 +314,11 @@ class PatchStack:
                 ) from error
         return self.model
 
+    @property
+    def routed(self) -> bool:
+        """Whether some patch on the model decides prompt by prompt which model answers."""
+        return any(entry.routers for entry in self._entries)
+
     def route(self, prompts: Sequence[str]) -> list[Route]:
         """How each prompt is answered, as the routers on the stack say; plain routes when there are none."""
         routers = [router for entry in self._entries for router in entry.routers] if not self._suspended else []

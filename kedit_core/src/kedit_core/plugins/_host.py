@@ -169,6 +169,10 @@ class Host(Registry):
         """Take a patch off the model; False when no plugin did."""
         return self._first("restore", bool, context=context, patch=patch) is True
 
+    def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:
+        """Have every plugin ask for what its ``evaluate`` will ask."""
+        self._answers("read_ahead", context=context, requests=requests, answers=answers)
+
     def evaluate(
         self, context: EditContext, requests: Sequence[EditRequest], base: Answers, edited: Answers
     ) -> dict[str, MetricResult]:

@@ -10,7 +10,7 @@ from attrs import asdict
 
 from kedit_core.errors import RequestError
 from kedit_core.requests._subjects import find_subject, subject_span
-from kedit_core.requests._types import EditRequest, Probe
+from kedit_core.requests._types import KINDS, EditRequest, Probe
 
 
 def check_requests(requests: Sequence[EditRequest], *, needs_subject: bool = False) -> None:
@@ -50,6 +50,8 @@ def request_faults(request: EditRequest, *, needs_subject: bool = False) -> list
             for i, probe in enumerate(probes):
                 faults += [f"{group}.{name}[{i}].{fault}" for fault in _probe_faults(probe)]
     faults += _span_faults(request)
+    if request.kind not in KINDS:
+        faults.append(f"kind: is {request.kind!r}; it is one of {', '.join(KINDS)}")
     if needs_subject and request.prompt.strip():
         faults += _subject_faults(request)
     return faults
@@ -60,7 +62,7 @@ def _type_faults(request: Any) -> Iterator[str]:
     if not isinstance(request, EditRequest):
         yield f"is a {type(request).__name__}, expected an EditRequest (request_from_dict makes one of a mapping)"
         return
-    for name in ("prompt", "target_new"):
+    for name in ("prompt", "target_new", "kind"):
         yield from _misfit(name, getattr(request, name), str, "text")
     for name in ("subject", "ground_truth", "case_id"):
         yield from _misfit(name, getattr(request, name), (str, type(None)), "text or None")

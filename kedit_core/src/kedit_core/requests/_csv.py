@@ -14,7 +14,7 @@ from kedit_core.requests._records import Record
 from kedit_core.requests._strict import unknown_field
 from kedit_core.requests._types import EditRequest
 
-_TEXT = ("prompt", "target_new", "subject", "ground_truth", "case_id")
+_TEXT = ("prompt", "target_new", "subject", "ground_truth", "case_id", "kind")
 _DOTTED = ("locality", "portability", "meta")
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
 

@@ -68,7 +68,7 @@ def request_to_dict(request: EditRequest) -> dict[str, Any]:
             value = dict(value)
         elif isinstance(value, (tuple, list)):
             value = list(value)
-        if value is not None and value not in ([], {}):
+        if value is not None and value not in ([], {}) and (each.name != "kind" or value != each.default):
             data[each.name] = value
     return data
 

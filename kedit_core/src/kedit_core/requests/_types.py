@@ -13,6 +13,9 @@ from typing import Any
 
 from attrs import field, frozen
 
+KINDS = ("modify", "insert", "erase")
+"""What an edit does: another answer, a new fact, or a fact that is to be refused from now on."""
+
 _SHOWN = 60  # characters of a prompt in a message
 
 
@@ -38,6 +41,7 @@ class EditRequest:
         ground_truth: the answer before the edit, if known.
         aliases: further accepted spellings of ``target_new``.
         case_id: groups requests of one case.
+        kind: ``modify`` an answer, ``insert`` a new fact, or ``erase`` one (the target is then a refusal).
         rephrase_prompts: other wordings of the same fact (generalization).
         locality, portability: name of a sub-key -> probes.
         generation_prompts: openings about the subject, for fluency.
@@ -55,6 +59,7 @@ class EditRequest:
     locality: Mapping[str, tuple[Probe, ...]] = field(factory=dict)
     portability: Mapping[str, tuple[Probe, ...]] = field(factory=dict)
     generation_prompts: tuple[str, ...] = ()
+    kind: str = "modify"
     meta: Mapping[str, Any] = field(factory=dict)
 
     @property

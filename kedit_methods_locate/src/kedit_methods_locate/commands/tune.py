@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kedit_core.cli.common import emit, json_option, note
-from kedit_core.cli.model_options import model_options, open_editor, read_requests
+from kedit_core.cli.model_options import model_options, open_editor, read_requests, requests_options
 from kedit_core.cli.outputs import OutputPath
 from kedit_core.contract import SCENARIOS
 from kedit_methods_locate.commands.tune_view import show
@@ -18,14 +18,7 @@ from kedit_methods_locate.tuning import SCORED, check_output, read_tries, save_p
 @click.command()
 @model_options
 @click.option("--method", "-m", required=True, help="Name of an installed method; see `kedit methods`.")
-@click.option(
-    "--requests",
-    "source",
-    metavar="FILE",
-    required=True,
-    help="JSON, JSONL or CSV of requests, or a registered dataset.",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Take only the first N requests.")
+@requests_options(required=True)
 @click.option(
     "--try",
     "tries",
@@ -79,6 +72,7 @@ def tune(
     /,
     method: str,
     source: str,
+    dataset_options: tuple[str, ...],
     limit: int | None,
     tries: tuple[str, ...],
     cases: int,
@@ -117,7 +111,8 @@ def tune(
     values = read_tries(tries) if tries else None
     if output is not None:
         check_output(output, overwrite)
-    requests = read_requests(source, Host(installed), needs_subject=installed.method(method).needs_subject)[:limit]
+    needs = installed.method(method).needs_subject
+    requests = read_requests(source, Host(installed), needs_subject=needs, options=dataset_options)[:limit]
     options = {key: value for key, value in (("stats", stats), ("corpus", corpus)) if value is not None}
     editor = open_editor(
         method=method,
