@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kedit_core.requests import EditRequest
+from kedit_core.requests import KINDS, EditRequest
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,8 @@ def requests_digest(requests: Sequence[EditRequest]) -> str:
     whole = hashlib.sha256()
     for request in requests:
         fields = attrs.asdict(request, value_serializer=lambda _, __, value: _plain(value))
+        if fields["kind"] == KINDS[0]:
+            del fields["kind"]  # requests written before there were kinds keep their digest
         whole.update(json.dumps(fields, sort_keys=True, separators=(",", ":"), default=str).encode() + b"\n")
     return whole.hexdigest()
 
