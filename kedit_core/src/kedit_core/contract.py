@@ -109,7 +109,7 @@ class MetricResult:
     """One number with what it stands on.
 
     Attributes:
-        value: mean over the cases that have such probes; None when there is none.
+        value: mean over the cases that have such probes, unless ``statistics`` says otherwise; None when there is none.
         tag: which protocol made it, ``{mode}.{context}.{answer_source}.{scenario}.{n}`` and the way (``+merged``);
             results with different tags are never averaged (specs: Yang et al. 2025, arXiv 2502.11177).
         cases: case id -> score of that case.
@@ -117,7 +117,9 @@ class MetricResult:
         unit: ``share`` (0..1), ``seconds``, ``bytes``, ...
         outputs: what was read for each probe, JSON-able, for people who want to look.
         case_parts: sub-key -> case id -> score, so that results of separate cases can be combined.
-        statistics: which of ``median``, ``p95``, ``max`` over the cases stand in ``parts`` beside the sub-keys.
+        statistics: which of ``median``, ``p95``, ``max``, ``std`` over the cases stand in ``parts`` beside the
+            sub-keys; ``total`` (value and parts are sums) or ``harmonic_mean`` (the value is that of the sub-keys'
+            means) in place of the mean.
         left_out: probes that this protocol could not judge (no answer to feed, ...).
     """
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kedit_core.evaluation.aggregate import metric_result
 from kedit_core.evaluation.efficiency import EfficiencyMetrics
 from kedit_core.evaluation.manifest import requests_digest, run_manifest
-from kedit_core.evaluation.metrics import METRICS, CoreMetrics, Item, core_metrics, items_of, prefetch
+from kedit_core.evaluation.metrics import METRICS, CoreMetrics, Item, case_of, core_metrics, items_of, prefetch, way_of
 from kedit_core.evaluation.protocols import (
     GEN_FREE,
     GEN_LEN,
@@ -29,12 +29,13 @@ from kedit_core.evaluation.protocols import (
     resolve_protocol,
     resolve_protocols,
 )
+from kedit_core.evaluation.questions import Continuation, Questions, TargetTokens
 from kedit_core.evaluation.report import Evaluation, combine
 from kedit_core.evaluation.tags import Tag
 from kedit_core.evaluation.text import SENTENCE, WILD, StopRule, contains, exact_match, normalise, word_f1
 
 if TYPE_CHECKING:
-    from kedit_core.evaluation.answers import Answers, Questions, TargetTokens
+    from kedit_core.evaluation.answers import Answers
     from kedit_core.evaluation.reading_together import read_together
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "WILD",
     "Answers",
     "BoundedGeneration",
+    "Continuation",
     "CoreMetrics",
     "EfficiencyMetrics",
     "Evaluation",
@@ -62,6 +64,7 @@ __all__ = [
     "Tag",
     "TargetTokens",
     "TeacherForced",
+    "case_of",
     "combine",
     "contains",
     "core_metrics",
@@ -77,6 +80,7 @@ __all__ = [
     "resolve_protocol",
     "resolve_protocols",
     "run_manifest",
+    "way_of",
     "word_f1",
 ]
 
@@ -87,8 +91,8 @@ def plugin() -> list[object]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Answers", "Questions", "TargetTokens"):
-        return getattr(import_module("kedit_core.evaluation.answers"), name)
+    if name == "Answers":
+        return import_module("kedit_core.evaluation.answers").Answers
     if name == "read_together":
         return import_module("kedit_core.evaluation.reading_together").read_together
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

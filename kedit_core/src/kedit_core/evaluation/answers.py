@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from attrs import field, frozen
+from attrs import frozen
 from torch import Tensor
 
 from kedit_core.evaluation.metrics import prefetch
 from kedit_core.evaluation.protocols import Protocol
+from kedit_core.evaluation.questions import Continuation, Questions, TargetTokens
 from kedit_core.evaluation.text import SENTENCE, StopRule
 from kedit_core.forward import (
     ForwardTools,
@@ -36,38 +37,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item", bound=Hashable)
 Found = TypeVar("Found")
-Read: TypeAlias = Callable[[list[Any]], Sequence[Any]]
-
-
-@frozen(kw_only=True)
-class TargetTokens:
-    """The argmax at each position of a target that was fed, and the target's own tokens; as many of each.
-
-    ``text`` is what the predicted tokens spell.
-    """
-
-    predicted: tuple[int, ...]
-    target: tuple[int, ...]
-    text: str
-
-
-@frozen(kw_only=True)
-class Continuation:
-    """What was written after a prompt: the text as it follows it, and its tokens, the one that ends it left out."""
-
-    text: str
-    tokens: tuple[int, ...]
-
-
-@frozen(eq=False)
-class Questions:
-    """What was asked while :meth:`Answers.noting`: kind -> how it is read, and what of it, each once."""
-
-    kinds: dict[Hashable, tuple[Read, dict[Hashable, None]]] = field(factory=dict)
-
-    def note(self, kind: Hashable, read: Read, items: Iterable[Hashable]) -> None:
-        """Add questions of one kind."""
-        self.kinds.setdefault(kind, (read, {}))[1].update(dict.fromkeys(items))
 
 
 @frozen(eq=False, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from kedit_core.evaluation.answers import Questions
+from kedit_core.evaluation.questions import Questions
 from kedit_core.patches.row_branches import RowBranches
 
 

@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import torch
-from attrs import evolve
 from torch import Tensor
 
 from kedit_core.errors import InputError
 from kedit_core.forward.batch import Side, buckets
 from kedit_core.forward.run import ForwardTools
+from kedit_core.forward.scoring import target_distributions
 from kedit_core.forward.tokens import Pair
 
 Showing: TypeAlias = Callable[[], AbstractContextManager[Any]]
@@ -55,34 +55,6 @@ def pair_divergences(
         parts = torch.split(divergence, [len(pairs[i][0].target_ids) for i in group])
         found.update(zip(group, parts, strict=True))
     return [found[i] for i in range(len(pairs))]
-
-
-def target_distributions(tools: ForwardTools, pairs: Sequence[Pair], members: Sequence[int], side: Side) -> Tensor:
-    """Log-probabilities ``[target tokens of all pairs, vocabulary]`` float32, the pairs one batch.
-
-    Args:
-        members: which of the caller's texts each pair is, for operations that act on some of them only.
-
-    Raises InputError for a row longer than the model's positions.
-    """
-    seq2seq = tools.view.is_encoder_decoder
-    rows = [pair.prompt_ids if seq2seq else pair.prompt_ids + pair.target_ids[:-1] for pair in pairs]
-    limit = tools.view.row_limit
-    if limit is not None and (longest := max(map(len, rows))) > limit:
-        raise InputError(f"a prompt with its target is {longest} tokens long, and the model has {limit} positions")
-    batch = tools.batch(
-        rows,
-        side=side,
-        targets=[pair.target_ids for pair in pairs],
-        prompt_lengths=[len(pair.prompt_ids) for pair in pairs],
-    )
-    batch = evolve(batch, members=torch.tensor(list(members)))
-    starts = [0] * len(pairs) if seq2seq or batch.prompt_ends is None else batch.prompt_ends.tolist()
-    cells = [(row, starts[row] + t) for row, pair in enumerate(pairs) for t in range(len(pair.target_ids))]
-    logits = tools.run(batch, logits_at=torch.tensor(cells)).logits
-    if logits is None:
-        raise InputError("the model gave no logits")
-    return torch.log_softmax(logits.float(), dim=-1)
 
 
 def _batches(pairs: Sequence[tuple[Pair, Pair]], batch_tokens: int) -> Iterator[list[int]]:

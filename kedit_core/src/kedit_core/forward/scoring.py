@@ -58,32 +58,12 @@ def score_pairs(
         InputError: an empty prompt or target, or a row longer than the model's positions.
     """
     ready = [pair if isinstance(pair, Pair) else boundary.pair(*pair) for pair in pairs]
-    rows = [pair.prompt_ids if view.is_encoder_decoder else pair.prompt_ids + pair.target_ids[:-1] for pair in ready]
-    limit = view.row_limit
-    if limit is not None and (longest := max((len(row) for row in rows), default=0)) > limit:
-        raise InputError(f"a prompt with its target is {longest} tokens long, and the model has {limit} positions")
     tools = ForwardTools(model, view, boundary, scope=scope)
+    rows = [len(pair.prompt_ids) + 2 * len(pair.target_ids) - 1 for pair in ready]
     scores: dict[int, PairScore] = {}
-    for group in buckets([len(row) + len(p.target_ids) for row, p in zip(rows, ready, strict=True)], batch_tokens):
+    for group in buckets(rows, batch_tokens):
         chosen = [ready[i] for i in group]
-        batch = tools.batch(
-            [rows[i] for i in group],
-            side=padding_side,
-            targets=[pair.target_ids for pair in chosen],
-            prompt_lengths=[len(pair.prompt_ids) for pair in chosen],
-        )
-        batch = evolve(batch, members=torch.tensor(group))
-        ends = None if view.is_encoder_decoder else batch.prompt_ends
-        starts = [0] * len(group) if ends is None else ends.tolist()
-        cells = [
-            (r, start + t)
-            for r, (pair, start) in enumerate(zip(chosen, starts, strict=True))
-            for t in range(len(pair.target_ids))
-        ]
-        logits = tools.run(batch, logits_at=torch.tensor(cells)).logits
-        if logits is None:
-            raise InputError("the model gave no logits")
-        logprobs = torch.log_softmax(logits.float(), dim=-1).cpu()
+        logprobs = target_distributions(tools, chosen, group, padding_side).cpu()
         at = 0
         for i, pair in zip(group, chosen, strict=True):
             here = logprobs[at : at + len(pair.target_ids)]
@@ -91,3 +71,31 @@ def score_pairs(
             targets = torch.tensor(pair.target_ids).unsqueeze(1)
             scores[i] = PairScore(here.gather(1, targets).squeeze(1), here.argmax(dim=-1), pair.target_ids)
     return [scores[i] for i in range(len(ready))]
+
+
+def target_distributions(tools: ForwardTools, pairs: Sequence[Pair], members: Sequence[int], side: Side) -> Tensor:
+    """Log-probabilities ``[target tokens of all pairs, vocabulary]`` float32, the pairs one batch.
+
+    Args:
+        members: which of the caller's texts each pair is, for operations that act on some of them only.
+
+    Raises InputError for a row longer than the model's positions.
+    """
+    seq2seq = tools.view.is_encoder_decoder
+    rows = [pair.prompt_ids if seq2seq else pair.prompt_ids + pair.target_ids[:-1] for pair in pairs]
+    limit = tools.view.row_limit
+    if limit is not None and (longest := max(map(len, rows))) > limit:
+        raise InputError(f"a prompt with its target is {longest} tokens long, and the model has {limit} positions")
+    batch = tools.batch(
+        rows,
+        side=side,
+        targets=[pair.target_ids for pair in pairs],
+        prompt_lengths=[len(pair.prompt_ids) for pair in pairs],
+    )
+    batch = evolve(batch, members=torch.tensor(list(members)))
+    starts = [0] * len(pairs) if seq2seq or batch.prompt_ends is None else batch.prompt_ends.tolist()
+    cells = [(row, starts[row] + t) for row, pair in enumerate(pairs) for t in range(len(pair.target_ids))]
+    logits = tools.run(batch, logits_at=torch.tensor(cells)).logits
+    if logits is None:
+        raise InputError("the model gave no logits")
+    return torch.log_softmax(logits.float(), dim=-1)

@@ -1,0 +1,214 @@
+"""KnowEdit's records, field by field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plugins.datasets.reader_tools import FIXTURES, assert_round_trip, broken, records_of, stands
+
+from kedit_core.errors import InputError, RequestError
+from kedit_core.requests import EditRequest, Probe, check_requests
+from kedit_datasets.readers.knowedit import (
+    TASKS,
+    read_counterfact,
+    read_knowedit,
+    read_recent,
+    read_wikibio,
+    read_zsre,
+)
+from kedit_datasets.records import Loaded
+
+RS, FORGET = "Relation_Specificity", "Forgetfulness"
+
+
+@pytest.fixture(scope="module")
+def recent() -> Loaded:
+    return read_recent(FIXTURES / "knowedit_recent.json")
+
+
+def by_case(loaded: Loaded, number: int) -> EditRequest:
+    return next(request for request in loaded if (request.case_id or "").endswith(f":{number}"))
+
+
+def written(folder: Path, *records: Any) -> Path:
+    path = folder / "data.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def test_a_recent_fact_is_an_insertion_with_all_of_its_probes(recent: Loaded) -> None:
+    request = by_case(recent, 0)
+    assert (request.prompt, request.target_new) == ("The place of death of Leo Arons is", "Berlin")
+    assert (request.subject, request.subject_span, request.ground_truth) == ("Leo Arons", None, None)
+    assert (request.kind, request.case_id, request.rephrase_prompts) == ("insert", "knowedit-recent:0", ())
+    assert request.locality == {
+        RS: (
+            Probe(
+                prompt="The name of the father of Leo Arons is",
+                answers=("Albert Arons",),
+                meta={"required": [["Albert Arons"]]},
+            ),
+        )
+    }
+    assert {name: len(probes) for name, probes in request.portability.items()} == {
+        "Logical_Generalization": 1,
+        "Reasoning": 2,
+        "Subject_Aliasing": 1,
+    }
+    assert request.portability["Reasoning"][1].answers == ("Europe", "Old Continent")
+    assert request.portability["Subject_Aliasing"][0].answers == ("Berlin", "Berlin, Germany", "DE-BE")
+
+
+def test_nested_answers_are_flattened_and_their_nesting_is_kept(recent: Loaded) -> None:
+    probe = by_case(recent, 0).portability["Logical_Generalization"][0]
+    assert probe.answers == ("no", "incorrect", "is dead")
+    assert probe.meta == {"required": [["no"], ["incorrect"], ["is dead"]]}
+    probe = by_case(recent, 9).portability["Reasoning"][0]
+    assert probe.answers == ("Silver Rose", "Rose d'argent", "1999")
+    assert probe.meta == {"required": [["Silver Rose", "Rose d'argent"], ["1999"]]}
+
+
+def test_absent_null_and_empty_sub_keys_give_no_probes(recent: Loaded) -> None:
+    for number in (1, 2, 4):
+        assert by_case(recent, number).locality == {}
+        assert by_case(recent, number).portability == {}
+    assert list(by_case(recent, 3).locality) == [RS]
+
+
+def test_rephrases_are_text_or_a_list_and_targets_too(recent: Loaded) -> None:
+    assert by_case(recent, 1).rephrase_prompts == ("Ōkubo Haruno works as a",)
+    request = by_case(recent, 2)
+    assert request.rephrase_prompts == ("Mirela Voss is married to",)
+    assert (request.target_new, request.aliases) == ("Jan Holt", ("J. Holt",))
+
+
+def test_a_list_of_prompts_makes_a_probe_of_each_wording(recent: Loaded) -> None:
+    assert by_case(recent, 3).locality[RS] == (
+        Probe(prompt="Club Nord was founded in", answers=("1921",), meta={"item": 0}),
+        Probe(prompt="The founding year of Club Nord is", answers=("1921",), meta={"item": 0}),
+    )
+
+
+def test_a_subject_is_placed_in_the_prompt_or_kept_beside(recent: Loaded) -> None:
+    other_case, inside_a_word, absent = (by_case(recent, number) for number in (4, 5, 6))
+    assert (other_case.subject, other_case.subject_span) == ("ADA", (22, 25))
+    assert (inside_a_word.subject, inside_a_word.subject_span) == ("Kit", (14, 17))
+    assert (absent.subject, absent.subject_span, absent.meta["subject"]) == (None, None, "Nobody")
+    assert by_case(recent, 8).subject is None
+    check_requests(recent)
+
+
+def test_what_is_left_out_is_counted_and_the_rest_kept(recent: Loaded) -> None:
+    assert recent.report.dropped == {
+        "probes without an answer": 1,
+        "probes without a prompt": 1,
+        "records without a target": 1,
+        "subjects that are not in the prompt": 1,
+    }
+    assert (recent.report.records, recent.report.requests, len(recent)) == (10, 9, 9)
+    assert recent.report.fields["subject"] == 9
+    request = by_case(recent, 8)
+    assert (request.prompt, request.target_new) == ("The capital of Freedonia is", "Fredville")
+    assert request.meta["raw"] == {"note": {"from": "editors"}}
+    assert request.meta["dataset"] == "knowedit-recent"
+
+
+def test_counterfacts_modify_and_keep_all_true_answers() -> None:
+    loaded = read_counterfact(FIXTURES / "knowedit_counterfact.json")
+    first, second, third = loaded
+    assert (first.kind, first.ground_truth, first.target_new) == (
+        "modify",
+        "mayor of Vienna",
+        "Archbishop of León, Mexico",
+    )
+    assert "true_answers" not in first.meta
+    assert first.locality[FORGET][0].answers == ("mayor of Vienna",)
+    assert first.portability["Subject_Aliasing"][0].meta == {}
+    assert (second.ground_truth, second.meta["true_answers"]) == ("nurse", ["nurse", "registered nurse"])
+    assert (third.ground_truth, third.meta["true_answers"]) == ("Globex", ["Globex", "Globex Corp.", "Initech"])
+
+
+def test_zsre_has_rephrases_and_gold_locality() -> None:
+    first, second = read_zsre(FIXTURES / "knowedit_zsre.json")
+    assert first.rephrase_prompts == ("What family are Epaspidoceras?",)
+    assert [probe.answers for probe in first.locality[RS]] == [("genus",), ("genus",)]
+    assert first.portability["Reasoning"][0].answers == ("Owlet moths",)
+    assert first.meta["raw"] == {"cond": "Geometridae >> Noctuidae || Which family does Epaspidoceras belong to?"}
+    assert second.rephrase_prompts == (
+        "What university did Watts Humphrey take part in?",
+        "Where did Watts Humphrey study?",
+    )
+
+
+def test_wikibio_has_other_names_for_its_fields() -> None:
+    first, second = read_wikibio(FIXTURES / "knowedit_wikibio.json")
+    assert first.prompt.startswith("This is a Wikipedia passage about john russell reynolds. Sir John")
+    assert first.target_new == "He received general education from his father."
+    assert (first.subject, first.kind, first.portability) == ("john russell reynolds", "modify", {})
+    assert len(first.locality[RS]) == 2
+    assert second.locality == {}
+
+
+@pytest.mark.parametrize("given_answer", ["a", ["a"], ["a", "b"], [["a", "b"], ["c"]], [["a"]], ["a", ["b"]]])
+def test_every_form_of_answers_gives_aliases(tmp_path: Path, given_answer: Any) -> None:
+    record = {"prompt": "p", "target_new": "t", "locality": {RS: [{"prompt": "q", "ground_truth": given_answer}]}}
+    (request,) = read_recent(written(tmp_path, record))
+    (probe,) = request.locality[RS]
+    assert probe.answers[0] == "a"
+    assert ("required" in probe.meta) == any(isinstance(each, list) for each in given_answer)
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"target_new": "t"}, "record 0: prompt is missing"),
+        ({"prompt": "p"}, "record 0: target_new is missing"),
+        ({"prompt": "p", "target_new": 3}, "record 0: target_new is a number"),
+        ({"prompt": "p", "target_new": "t", "locality": []}, "record 0: locality is a list"),
+        (
+            {"prompt": "p", "target_new": "t", "portability": {"Reasoning": [{"prompt": "q", "ground_truth": {}}]}},
+            "record 0: portability.Reasoning[0].ground_truth is an object",
+        ),
+    ],
+)
+def test_faults_name_record_and_field(tmp_path: Path, record: Any, told: str) -> None:
+    with pytest.raises(RequestError) as error:
+        read_recent(written(tmp_path, record))
+    assert error.value.faults[0].startswith(told)
+
+
+def test_a_folder_is_read_by_its_split(tmp_path: Path) -> None:
+    (tmp_path / "train_cf.json").write_text(json.dumps([{"prompt": "p", "target_new": "trained"}]), encoding="utf-8")
+    (tmp_path / "test_cf.json").write_text(json.dumps([{"prompt": "p", "target_new": "tested"}]), encoding="utf-8")
+    assert read_counterfact(tmp_path)[0].target_new == "tested"
+    assert read_counterfact(tmp_path, split="train")[0].target_new == "trained"
+    assert read_counterfact(tmp_path / "train_cf.json")[0].target_new == "trained"
+    assert read_counterfact(written(tmp_path, {"prompt": "p", "target_new": "own"}), split="train")
+    with pytest.raises(InputError, match="is the split test, not train; give train_cf"):
+        read_counterfact(tmp_path / "test_cf.json", split="train")
+    with pytest.raises(InputError, match="no split 'dev'; there are test, train"):
+        read_counterfact(tmp_path, split="dev")
+    with pytest.raises(InputError, match="recent_test"):
+        read_recent(tmp_path)
+    with pytest.raises(InputError, match="it has recent, counterfact"):
+        read_knowedit(tmp_path, task="convsent")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_requests_are_the_same_after_a_round_trip(task: str) -> None:
+    for request in read_knowedit(FIXTURES / f"knowedit_{task}.json", task=task):
+        assert_round_trip(request)
+
+
+KNOWN = [record for task in TASKS for record in records_of(f"knowedit_{task}.json")]
+
+
+@settings(max_examples=80, deadline=None)
+@given(record=broken(KNOWN), task=st.sampled_from(tuple(TASKS)))
+def test_any_record_is_read_or_its_fault_told(record: Any, task: str) -> None:
+    stands(lambda path: read_knowedit(path, task=task), record, KNOWN)
