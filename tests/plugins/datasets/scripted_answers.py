@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from kedit_core.contract import MetricResult
-from kedit_core.evaluation import SENTENCE, StopRule, Tag
+from kedit_core.evaluation import SENTENCE, Continuation, StopRule, Tag
 from kedit_core.evaluation.aggregate import combine_results
-from kedit_core.evaluation.answers import Continuation
 from kedit_core.requests import EditRequest
 
 Pair = tuple[str, str]

@@ -56,7 +56,7 @@ def datasets(ctx: click.Context, json_to: str | None) -> None:
     from kedit_core.plugins import Host
 
     installed = catalogue(ctx)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": info.name,
             "summary": info.summary,
@@ -102,17 +102,17 @@ def metrics(ctx: click.Context, json_to: str | None) -> None:
     from kedit_core.plugins import Host
 
     installed = catalogue(ctx)
-    protocols = [{"name": p.name, "aliases": list(p.aliases), "summary": p.summary} for p in PROTOCOLS]
-    found = [
+    protocols: list[dict[str, Any]] = [
+        {"name": p.name, "aliases": list(p.aliases), "summary": p.summary} for p in PROTOCOLS
+    ]
+    found: list[dict[str, Any]] = [
         {"name": info.name, "group": info.group, "on_request": info.on_request, "summary": info.summary}
         for info in Host(installed).metrics()
     ]
 
     def text() -> None:
         names = [" or ".join((str(row["name"]), *map(str, row["aliases"]))) for row in protocols]
-        show_table(
-            ("--protocol", "what it reads"), list(zip(names, (row["summary"] for row in protocols), strict=True))
-        )
+        show_table(("--protocol", "what it reads"), [(n, p["summary"]) for n, p in zip(names, protocols, strict=True)])
         asked = [row for row in found if row["on_request"]]
         say()
         if asked:

@@ -19,7 +19,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from kedit_core.evaluation.answers import Answers, Questions, TargetTokens
+from kedit_core.evaluation.answers import Answers
+from kedit_core.evaluation.questions import Questions, TargetTokens
 from kedit_core.files import replacing
 from kedit_core.patches.digests import config_digest
 

@@ -20,7 +20,8 @@ from kedit_core.evaluation.text import SENTENCE, WILD, StopRule
 
 if TYPE_CHECKING:
     from kedit_core.contract import MetricInfo
-    from kedit_core.evaluation.answers import Answers, TargetTokens
+    from kedit_core.evaluation.answers import Answers
+    from kedit_core.evaluation.questions import TargetTokens
     from kedit_core.requests import Probe
 
 

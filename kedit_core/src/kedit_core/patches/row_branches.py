@@ -6,7 +6,7 @@ float32 that equals merging each patch in turn but for rounding. Nothing is writ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -82,7 +82,7 @@ class RowBranches:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, beside: _Beside, of_text: Tensor) -> object:
+    def _hook(self, beside: _Beside, of_text: Tensor) -> Callable[..., Tensor]:
         def after(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
             members = self._scope.members
             if members is None:

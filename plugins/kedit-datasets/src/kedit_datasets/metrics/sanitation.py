@@ -19,8 +19,7 @@ from kedit_datasets.readers.sanitation import PROMPT
 
 if TYPE_CHECKING:
     from kedit_core.editing import EditContext
-    from kedit_core.evaluation import Answers
-    from kedit_core.evaluation.answers import Continuation
+    from kedit_core.evaluation import Answers, Continuation
 
 GROUP = "sanitation"
 NEW_TOKENS = 10
