@@ -130,3 +130,20 @@ def test_a_stop_while_reading_leaves_the_model_as_it_was(monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         e.edit(facts(), scenario="single")
     assert before.differences(e.model) == [] and e.stack.patches == ()
+
+
+def test_patches_of_before_are_measured_as_when_they_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`evaluate_cases`: with patches that can be read together, and with one that cannot among them."""
+    e = editor()
+    before = Snapshot(e.model)
+    result = e.edit(facts(), scenario="single", protocols=PROTOCOLS)
+    groups = [[fact for fact in facts() if fact.case_id == case] for case in dict.fromkeys(f.case_id for f in facts())]
+    count = Count(monkeypatch)
+    real, second = cases.row_fault, result.patches[1].id
+    monkeypatch.setattr(cases, "row_fault", lambda m, patch: "alone" if patch.id == second else real(m, patch))
+    found = e.evaluate_cases(list(zip(result.patches, groups, strict=True)), protocols=PROTOCOLS)
+    assert count.sizes == [4] and before.differences(e.model) == []
+    assert result.evaluation is not None
+    for name, wanted in result.evaluation.items():
+        if not name.startswith("efficiency."):
+            assert found[name].cases == wanted.cases and found[name].tag == wanted.tag, name

@@ -76,6 +76,25 @@ def run_cases(
     return tuple(patches), [run.evaluations[number] for number in sorted(run.evaluations)]
 
 
+def evaluate_cases(
+    context: EditContext, made: Sequence[tuple[EditPatch, Round]], measure: Measure, answers: Answers
+) -> list[Evaluation]:
+    """The evaluation of each patch alone, for cases edited before; arguments are those of :func:`run_cases`."""
+    run = _Run(context, measure, answers)
+    with context.progress("evaluating, one case at a time", total=len(made)) as step:
+        for number, (patch, case) in enumerate(made):
+            waiting = _Waiting(number, case, patch, {})
+            if run.can_wait(patch):
+                run.wait(waiting, step)
+                continue
+            context.host.apply_to_model(context, patch, context.way)
+            run.evaluate(waiting, None)
+            take_off(context, patch)
+            step.advance()
+        run.flush(step)
+    return [run.evaluations[number] for number in range(len(made))]
+
+
 @define(eq=False)
 class _Run:
     context: EditContext

@@ -14,7 +14,7 @@ from kedit_core.contract import WAYS, Installed, MethodInfo, Scenario, Way
 from kedit_core.editing import progress as _progress
 from kedit_core.editing.base import BaseReading
 from kedit_core.editing.cache import cache_folder
-from kedit_core.editing.cases import Known, run_cases
+from kedit_core.editing.cases import Known, evaluate_cases, run_cases
 from kedit_core.editing.choosing import decided
 from kedit_core.editing.context import EditContext, EditWarning, seeded
 from kedit_core.editing.core_plugin import CorePlugin
@@ -442,6 +442,34 @@ class Editor:
         context = self.context(way=self.way, protocols=protocols, metrics=metrics)
         context.requests = tuple(self.host.prepare_requests(context, given))
         self._read.ahead(context, context.requests)
+
+    def evaluate_cases(
+        self,
+        cases: Sequence[tuple[EditPatch, EditRequest | Sequence[EditRequest]]],
+        *,
+        protocols: Sequence[str] = ("generate",),
+        metrics: Sequence[str] = (),
+        way: Way | None = None,
+    ) -> Evaluation:
+        """Measure patches that were made apart, each alone on the model: as ``edit(scenario="single")`` does.
+
+        Args:
+            cases: patches of edits, and the requests with the probes that judge each; other arguments are those of
+                :meth:`edit`.
+
+        Raises as :meth:`apply` and :meth:`evaluate`; the model is afterwards as it was.
+        """
+        self.stack.check()
+        context = self.context(scenario="single", way=way or self.way, protocols=protocols, metrics=metrics)
+        made = [(patch, tuple(self.host.prepare_requests(context, as_requests(r, "evaluate")))) for patch, r in cases]
+        every = tuple(request for _, requests in made for request in requests)
+        as_requests(every, "evaluate")
+        with undone_on_failure(self.stack):
+            self._read.ahead(context, every)
+            found = evaluate_cases(
+                context, made, lambda case, known: self._measure(context, case, {}, known), self._answers()
+            )
+        return combine(found, manifest=self._manifest(every))
 
     # ------------------------------------------------------------------ inside
     def _choose(self, context: EditContext) -> None:
