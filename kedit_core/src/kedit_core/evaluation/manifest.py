@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -49,8 +50,8 @@ def run_manifest(
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, of the libraries results depend on, and of every installed kedit distribution."""
+@functools.cache  # reading the metadata of all distributions takes a third of a second
+def _versions() -> Mapping[str, str]:
     ours = {
         distribution.name: distribution.version
         for distribution in metadata.distributions()
@@ -58,6 +59,11 @@ def versions() -> dict[str, str]:
     }
     libraries = {name: found for name in LIBRARIES if (found := _version(name)) is not None}
     return {"python": platform.python_version(), **libraries, **dict(sorted(ours.items()))}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the libraries results depend on, and of every installed kedit distribution."""
+    return dict(_versions())
 
 
 def requests_digest(requests: Sequence[EditRequest]) -> str:

@@ -6,7 +6,7 @@ float32 that equals merging each patch in turn but for rounding. Nothing is writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,9 +22,12 @@ from kedit_core.patches.places import find_place, names_by_parameter
 from kedit_core.patches.weights import exact_dtype, exact_maths
 
 
-def row_fault(model: nn.Module, patch: EditPatch) -> str | None:
-    """Why a patch cannot act on some rows of a batch only, or None: its operations are not all branches."""
-    names = names_by_parameter(model)
+def row_fault(model: nn.Module, patch: EditPatch, names: Mapping[int, Sequence[str]] | None = None) -> str | None:
+    """Why a patch cannot act on some rows of a batch only, or None: its operations are not all branches.
+
+    ``names`` as :func:`names_by_parameter` gives them, for those who ask of many patches.
+    """
+    names = names or names_by_parameter(model)
     for operation in patch.operations:
         if not isinstance(operation, LowRankDelta):
             return f"it holds a {operation.type}"
@@ -62,11 +65,12 @@ class RowBranches:
     """
 
     def __init__(self, model: nn.Module, scope: PromptScope, patches: Sequence[EditPatch]) -> None:
+        names = names_by_parameter(model)
         for patch in patches:
-            if (fault := row_fault(model, patch)) is not None:
+            if (fault := row_fault(model, patch, names)) is not None:
                 raise InputError(f"the patch {patch.id[:12]} cannot act on some rows of a batch only: {fault}")
         self._model, self._scope = model, scope
-        self._beside = _collected(model, patches)
+        self._beside = _collected(model, patches, names)
 
     @contextmanager
     def on(self, owners: Sequence[int]) -> Iterator[None]:
@@ -96,9 +100,10 @@ class RowBranches:
         return after
 
 
-def _collected(model: nn.Module, patches: Sequence[EditPatch]) -> dict[str, _Beside]:
+def _collected(
+    model: nn.Module, patches: Sequence[EditPatch], names: Mapping[int, Sequence[str]]
+) -> dict[str, _Beside]:
     """module -> what stands beside it, over all patches."""
-    names = names_by_parameter(model)
     deltas: dict[str, list[list[LowRankDelta]]] = {}
     for number, patch in enumerate(patches):
         for operation in patch.operations:
