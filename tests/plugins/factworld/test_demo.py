@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -104,7 +105,8 @@ def test_the_demo_holds_for_both_models(kind: str, tmp_path: Path) -> None:
     for text in ("Nairobi", "Tokyo", "gen_free.reliability", "same as before the edit", str(patch)):
         assert text in result.stdout
     assert " NO " not in result.stdout
-    assert max(map(len, result.stdout.splitlines())) < 200
+    shown = result.stdout.replace(str(patch), "patch").replace(str(Path(sys.executable).parent), "bin")
+    assert max(map(len, shown.splitlines())) < 200
 
     told = json.loads(report.read_text())
     assert told["holds"] and all(claim["holds"] for claim in told["claims"])
