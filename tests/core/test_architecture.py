@@ -23,6 +23,8 @@ FAMILIES = {
     "kedit_methods_memory": REPO / "kedit_methods_memory",
     "kedit_factworld": REPO / "plugins" / "kedit-factworld",
     "kedit_methods_finetune": REPO / "plugins" / "kedit-methods-finetune",
+    "kedit_datasets": REPO / "plugins" / "kedit-datasets",
+    "kedit_bench": REPO / "plugins" / "kedit-bench",
 }
 METHODS = {
     "rome",
@@ -50,6 +52,8 @@ TORCH_FREE = (
     "kedit_methods_locate.methods", "kedit_methods_locate.hparams", "kedit_methods_locate.commands.stats",
     "kedit_methods_locate.commands.locate", "kedit_methods_locate.commands.tune", "kedit_methods_finetune.methods",
     "kedit_methods_finetune.hparams",
+    "kedit_datasets.plugin", "kedit_datasets.catalogue", "kedit_datasets.metrics", "kedit_bench.reader",
+    "kedit_bench.spec", "kedit_bench.table", "kedit_bench.commands.bench",
     "kedit_factworld.plugin", "kedit_factworld.demo",
 )  # fmt: skip
 

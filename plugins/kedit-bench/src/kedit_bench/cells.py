@@ -1,0 +1,230 @@
+"""The cells of a benchmark: which method edits which model how with which facts, and what the results follow from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, frozen
+
+from kedit_bench.mixing import Opened, open_dataset
+from kedit_bench.spec import ALL, BenchSpec, DatasetSpec, MethodSpec, ModelSpec, ScenarioSpec
+from kedit_core.contract import MethodInfo
+from kedit_core.editing.settings import check_options
+from kedit_core.errors import HyperParamsError, InputError
+from kedit_core.evaluation import requests_digest, resolve_metrics, resolve_protocols
+from kedit_core.evaluation.manifest import versions
+from kedit_core.hparams import resolve
+from kedit_core.requests import EditRequest
+
+if TYPE_CHECKING:
+    from kedit_core.editing import Editor
+    from kedit_core.plugins import Catalogue, Host
+
+FORMAT = 1
+BASELINES = (MethodSpec(name="ike"), MethodSpec(name="ft_bf", batch_size="all"))
+"""What every method should be held against: retrieval in context, and breadth-first fine-tuning, whose epochs are over
+all facts, so that its sequence is one round."""
+
+_CURVE = (1, 10, 100, 500)  # then every thousand
+
+
+@frozen(kw_only=True)
+class Cell:
+    """One combination, before its model is loaded.
+
+    Attributes:
+        scenario: with what the method and the dataset make of it: a size, the method's own rounds, checkpoints at ends
+            of rounds (the last one is the end).
+        requests: those that are edited, cut to the scenario's size where it is a sequence.
+        metrics: groups on request.
+    """
+
+    model: ModelSpec
+    method: MethodSpec
+    info: MethodInfo
+    dataset: Opened
+    scenario: ScenarioSpec
+    requests: tuple[EditRequest, ...]
+    protocols: tuple[str, ...]
+    metrics: tuple[str, ...]
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.method.called} on {self.model.called}, {self.dataset.label}, {self.scenario}"
+
+    @property
+    def readable(self) -> str:
+        """The beginning of its folder's name."""
+        words = (self.model.called, self.method.called, self.dataset.label, str(self.scenario))
+        return re.sub(r"[^\w.-]+", "-", "_".join(words)).strip("-")[:80]
+
+
+def plan_cells(spec: BenchSpec, catalogue: Catalogue, host: Host) -> tuple[list[Cell], list[str]]:
+    """The cells of a benchmark, model by model, and a sentence for each combination that is left out.
+
+    Raises:
+        UnknownNameError: a method, protocol, metric or dataset that is not installed.
+        HyperParamsError: settings that a method does not have or refuses.
+        InputError, RequestError: a dataset that cannot be read.
+    """
+    resolve_protocols(spec.protocols)
+    infos = {method.name: catalogue.method(method.name) for method in spec.methods}
+    for method in spec.methods:
+        check_method(method, infos[method.name], catalogue)
+    methods, notes = _with_baselines(spec, catalogue)
+    infos |= {method.name: catalogue.method(method.name) for method in methods}
+    datasets = [(dataset, open_dataset(dataset, host, spec.seed)) for dataset in spec.datasets]
+    metrics = {each.called: _groups(spec, each, opened, host) for each, opened in datasets}
+    found: dict[tuple[Any, ...], Cell] = {}
+    for model in spec.models:
+        for dataset, opened in datasets:
+            for asked in spec.scenarios:
+                for method in methods:
+                    info = infos[method.name]
+                    if asked.kind not in info.scenarios:
+                        notes.append(f"{method.called} cannot edit in scenario {asked.kind}, and is left out there")
+                        continue
+                    requests = requests_of(opened, asked)
+                    cell = Cell(
+                        model=model,
+                        method=method,
+                        info=info,
+                        dataset=opened,
+                        scenario=settled(asked, method, info, requests),
+                        requests=requests,
+                        protocols=spec.protocols,
+                        metrics=metrics[dataset.called],
+                        seed=spec.seed,
+                    )
+                    # two sizes beyond what a dataset has are one and the same
+                    found.setdefault((model.called, dataset.called, method.called, repr(cell.scenario)), cell)
+    return list(found.values()), list(dict.fromkeys(notes))
+
+
+def check_method(method: MethodSpec, info: MethodInfo, catalogue: Catalogue) -> None:
+    """Refuse what a method will refuse anyway, before a model is loaded.
+
+    Raises HyperParamsError; InputError for options it does not have, or when it is to be fitted and cannot be.
+    """
+    check_options(info, method.options)
+    if method.fit is not None and fit_option(info) is None:
+        raise InputError(f"method {method.name!r} is not fitted on anything, so leave fit out for {method.called}")
+    if method.fit is not None and fit_option(info) in method.options:
+        raise InputError(f"{method.called} is given both fit and the option {fit_option(info)!r}; leave one out")
+    if method.batch_size is not None and method.batch_size != ALL and int(method.batch_size) < 1:
+        raise InputError(f"batch_size of {method.called} is {method.batch_size}; give a number from 1 on, or all")
+    file = method.hparams if isinstance(method.hparams, str) else None
+    own = {} if method.hparams is None or isinstance(method.hparams, str) else method.hparams
+    try:
+        resolve(catalogue.hparams_class(info), preset=method.preset, file=file, overrides={**own, **method.overrides})
+    except HyperParamsError as error:
+        # what has no default may yet come from the model's preset
+        faults = [fault for fault in error.faults if not fault.endswith("is missing and has no default")]
+        if faults:
+            raise HyperParamsError(f"settings of {method.called}", faults) from error
+
+
+def fit_option(info: MethodInfo) -> str | None:
+    """The option by which a method is fitted on requests: ``fit`` takes them as they are, ``corpus`` as texts."""
+    return next((name for name in ("fit", "corpus") if name in info.options), None)
+
+
+def requests_of(dataset: Opened, scenario: ScenarioSpec) -> tuple[EditRequest, ...]:
+    """The requests that a scenario edits: of a sequence the first ``size``, no case cut in two."""
+    if scenario.kind != "sequential" or scenario.size is None:
+        return dataset.requests
+    taken: list[EditRequest] = []
+    for case in dataset.cases:
+        if taken and len(taken) + len(case) > scenario.size:
+            break
+        taken += case
+    return tuple(taken)
+
+
+def settled(asked: ScenarioSpec, method: MethodSpec, info: MethodInfo, requests: Sequence[EditRequest]) -> ScenarioSpec:
+    """A scenario with all that is open in it decided for a method and its requests."""
+    total = len(requests)
+    if asked.kind == "single":
+        return evolve(asked, size=1)
+    size = min(asked.size or total, total)
+    if asked.kind == "batch":
+        return evolve(asked, size=size)
+    wanted = method.batch_size or asked.batch_size
+    together = size if wanted == ALL else min(int(wanted), size)
+    if "batch" not in info.scenarios:
+        together = 1
+    marks = asked.checkpoints or tuple(_curve(size))
+    ends = {min(size, -(-mark // together) * together) for mark in marks if mark <= size}
+    return evolve(asked, size=size, batch_size=together, checkpoints=tuple(sorted(ends | {size})))
+
+
+def identity(cell: Cell, editor: Editor, model_digest: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a cell's results follow from, JSON-able.
+
+    Args:
+        given: digests of what the method is given beside its settings.
+    """
+    settings = editor.settings
+    found = editor.catalogue.find("kedit.methods", cell.info.name)
+    return {
+        "format": FORMAT,
+        "model": {"name": cell.model.called, "revision": editor.revision, "digest": model_digest},
+        "method": {"name": cell.info.name, "distribution": found.distribution, "version": found.version},
+        "way": cell.method.way,
+        "hparams": settings.hparams.to_dict() if settings else {},
+        "undecided": list(settings.undecided) if settings else [],
+        "given": dict(given),
+        "dataset": cell.dataset.label,
+        "requests": requests_digest(cell.requests),
+        "scenario": cell.scenario.to_dict(),
+        "protocols": [protocol.name for protocol in resolve_protocols(cell.protocols)],
+        "metrics": list(cell.metrics),
+        "seed": cell.seed,
+        "versions": dict(_versions()),
+    }
+
+
+def id_of(settings: Mapping[str, Any]) -> str:
+    """16 hex digits that stand for an identity."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def folder_of(root: Path, cell: Cell, cell_id: str) -> Path:
+    """Where a cell's state lies."""
+    return root / "cells" / f"{cell.readable}-{cell_id[:8]}"
+
+
+def _with_baselines(spec: BenchSpec, catalogue: Catalogue) -> tuple[tuple[MethodSpec, ...], list[str]]:
+    if not spec.baselines:
+        return spec.methods, []
+    installed = catalogue.methods()
+    taken = {name for method in spec.methods for name in (method.name, method.called)}
+    wanted = [baseline for baseline in BASELINES if baseline.name not in taken]
+    missing = [f"the baseline {each.name} is not installed" for each in wanted if each.name not in installed]
+    return (*spec.methods, *(each for each in wanted if each.name in installed)), missing
+
+
+def _groups(spec: BenchSpec, dataset: DatasetSpec, opened: Opened, host: Host) -> tuple[str, ...]:
+    """The benchmark's groups and the dataset's; one that only the dataset's author names may be missing."""
+    known = host.metrics()
+    there = {metric.group for metric in known if metric.on_request}
+    own = [group for group in opened.metrics if dataset.metrics is not None or group in there]
+    return resolve_metrics((*spec.metrics, *own), known)
+
+
+@functools.cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    """Of every installed kedit distribution; looked up once, since it reads all installed metadata."""
+    return tuple((name, number) for name, number in versions().items() if name.lower().startswith("kedit"))
+
+
+def _curve(size: int) -> Iterator[int]:
+    yield from (mark for mark in _CURVE if mark <= size)
+    yield from range(1000, size + 1, 1000)

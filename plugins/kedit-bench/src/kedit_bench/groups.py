@@ -1,0 +1,113 @@
+"""The scenarios whose parts do not know of one another: cases alone, in chunks, and batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from attrs import frozen
+
+from kedit_bench.cells import Cell
+from kedit_bench.measure import EditClock, UpdateSizes, counted
+from kedit_bench.mixing import Case
+from kedit_bench.state import CellState
+from kedit_core.editing import Editor
+from kedit_core.evaluation.metrics import case_of
+from kedit_core.patches import EditPatch
+from kedit_core.requests import EditRequest
+
+CHUNK = 25  # cases edited alone that are one part
+Ability: TypeAlias = Callable[[Editor], dict[str, Any]]
+
+
+@frozen(kw_only=True, eq=False)
+class Bench:
+    """What running a cell takes beside the cell.
+
+    Attributes:
+        advance: called with a number of requests that are done, and whether this run did them.
+        ability: runs the harness on the edited model, or None.
+    """
+
+    editor: Editor
+    state: CellState
+    clock: EditClock
+    sizes: UpdateSizes
+    advance: Callable[[int, bool], None]
+    ability: Ability | None = None
+
+
+def parts_of(cell: Cell) -> tuple[list[tuple[EditRequest, ...]], list[str]]:
+    """The parts of a cell that is no sequence, and a sentence for what is left over.
+
+    Batches are full ones: the cases behind the last full one are left out, unless they are all there are. A case is
+    never cut in two, so a batch may lack what the next case would have had too much.
+    """
+    if cell.scenario.kind == "single":
+        cases = cell.dataset.cases
+        return [_flat(cases[start : start + CHUNK]) for start in range(0, len(cases), CHUNK)], []
+    size = cell.scenario.size or len(cell.requests)
+    batches: list[list[EditRequest]] = [[]]
+    for case in cell.dataset.cases:
+        if batches[-1] and len(batches[-1]) + len(case) > size:
+            batches.append([])
+        batches[-1] += case
+    rest = []
+    if len(batches) > 1 and len(batches[-1]) < size:
+        rest = batches.pop()
+    notes = [f"{len(rest)} requests are left over by batches of {size}"] if rest else []
+    return [tuple(batch) for batch in batches], notes
+
+
+def run_parts(cell: Cell, bench: Bench, parts: Sequence[Sequence[EditRequest]]) -> list[dict[str, Any]]:
+    """Every part's record, from disk or run now; after each the model is as it was.
+
+    Raises whatever editing or measuring raised.
+    """
+    found = []
+    for number, requests in enumerate(parts, start=1):
+        record = kept = bench.state.part(number)
+        if record is None:
+            last = number == len(parts)
+            record = _run(cell, bench, requests, number, with_ability=last and cell.scenario.kind == "batch")
+            bench.state.finish_part(number, record)
+        found.append(record)
+        bench.advance(len(requests), kept is None)
+    return found
+
+
+def _run(
+    cell: Cell, bench: Bench, requests: Sequence[EditRequest], number: int, *, with_ability: bool
+) -> dict[str, Any]:
+    """One part: edited, measured, and taken off."""
+    started, computing = time.perf_counter(), bench.clock.seconds
+    updates: list[dict[str, Any]] = []
+    sizes: list[int] = []
+
+    def note(patch: EditPatch, edited: Sequence[EditRequest]) -> None:
+        updates.extend(bench.sizes.of(patch, number if cell.scenario.kind == "batch" else case_of(edited[0])))
+        sizes.append(patch.size)
+
+    try:
+        result = bench.editor.edit(
+            requests, scenario=cell.scenario.kind, protocols=cell.protocols, metrics=cell.metrics, on_patch=note
+        )
+        ability = bench.ability(bench.editor) if with_ability and bench.ability is not None else None
+    finally:
+        bench.editor.restore()
+    computing = bench.clock.seconds - computing
+    evaluation = result.evaluation
+    return {
+        "requests": len(requests),
+        "evaluation": evaluation.to_dict() if evaluation else None,
+        "updates": updates,
+        "patch_bytes": sizes,
+        "warnings": counted(result.warnings),
+        "ability": ability,
+        "seconds": {"edit": computing, "evaluate": time.perf_counter() - started - computing},
+    }
+
+
+def _flat(cases: Sequence[Case]) -> tuple[EditRequest, ...]:
+    return tuple(request for case in cases for request in case)
