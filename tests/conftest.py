@@ -9,6 +9,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fast", max_examples=10, deadline=None)  # make test-fast; the whole suite takes the usual 100
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The conformance kit is quick on one family of models; on the others it is for the whole suite."""
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("family")
+        if any(cls.__name__ == "MethodContract" for cls in getattr(item.cls, "__mro__", ())) and family != "gpt2":
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,6 +17,8 @@ from kedit_core import Editor, EditRequest, Probe
 from kedit_core.plugins import Catalogue
 from kedit_core.testing.tiny import tiny
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

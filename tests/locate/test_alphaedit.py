@@ -25,6 +25,8 @@ from kedit_methods_locate.nullspace_solver import NullSpaceSolver
 from kedit_methods_locate.rows import rewrite
 from kedit_methods_locate.spreading import Goal, spread
 
+pytestmark = pytest.mark.slow
+
 FIRST = (PARIS, MIRA)
 LATER = (OREN, evolve(PARIS, prompt="The king of Spain is", subject="Spain", target_new="Brink"))
 TAU, L2 = 5.0, 0.5

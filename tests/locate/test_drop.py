@@ -22,6 +22,8 @@ from kedit_methods_locate.batch_state import stored
 from kedit_methods_locate.hparams.spread import Projection
 from kedit_methods_locate.stats import Statistic, save_statistics
 
+pytestmark = pytest.mark.slow
+
 FACTS = tuple(evolve(fact, case_id=name) for fact, name in zip((PARIS, MIRA, OREN), "abc", strict=True))
 SPAIN = evolve(PARIS, prompt="The king of Spain is", subject="Spain", target_new="Brink")
 OTHERS = (FACTS[0], FACTS[2])

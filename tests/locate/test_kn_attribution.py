@@ -18,6 +18,8 @@ from kedit_methods_locate.kn.attribution import integrate
 from kedit_methods_locate.kn.passes import Clean, Passes
 from kedit_methods_locate.kn.shortcuts import ColumnPasses, DecoderPasses, passes_for
 
+pytestmark = pytest.mark.slow
+
 PROMPT, ANSWER = "The capital of France is", "Port Lumen"
 # these compute attention in float32 whatever the model's dtype, so a shorter pass differs by its rounding
 SINGLE = {"gptj", "gpt_neo"}

@@ -16,6 +16,8 @@ from kedit_core.testing.snapshot import Snapshot
 from kedit_core.testing.tiny import tiny
 from kedit_methods_locate.stats import save_statistics
 
+pytestmark = pytest.mark.slow
+
 SPREAD = ("memit", "emmet", "pmet", "alphaedit")
 METHODS = ("rome", "r_rome", *SPREAD, "kn")
 POSITIONS = 128

@@ -18,6 +18,8 @@ from kedit_core.testing.snapshot import Snapshot
 from kedit_core.testing.tiny import FAMILIES, tiny
 from kedit_methods_locate import spread_method
 
+pytestmark = pytest.mark.slow
+
 FACTS = (PARIS, MIRA, OREN)
 LAMBDA = 40.0
 # llama's norms are in float32 whatever the model's dtype, and gemma2's softmax overflows in float64

@@ -19,6 +19,8 @@ from kedit_core.testing.tiny import tiny
 from kedit_methods_locate.hparams import PmetHyperParams
 from kedit_methods_locate.spreading import share_of
 
+pytestmark = pytest.mark.slow
+
 FACTS = (PARIS, MIRA, OREN)
 LAMBDA = 40.0
 BOTH = (("mlp_out", "attn_out"), ("attn_out", "mlp_out"), ("attn_out",))

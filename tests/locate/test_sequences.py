@@ -19,6 +19,8 @@ from kedit_core.testing.snapshot import Snapshot
 from kedit_methods_locate.batch_state import past_keys
 from kedit_methods_locate.stats import Identity, Statistic, predecessors
 
+pytestmark = pytest.mark.slow
+
 SPAIN = evolve(PARIS, prompt="The king of Spain is", subject="Spain", target_new="Brink")
 A, B, C = (PARIS, MIRA), (OREN,), (SPAIN,)
 REMEMBERING = ("memit", "pmet", "alphaedit")

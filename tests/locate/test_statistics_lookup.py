@@ -43,6 +43,8 @@ from kedit_methods_locate.stats import (
 )
 from kedit_methods_locate.stats.kept import KeptPartial
 
+pytestmark = pytest.mark.slow
+
 TEXT = [f"The capital of Arvania is Port Lumen, and the year is {year}." for year in range(60)]
 SETTINGS = RomeHyperParams(layer=1)
 

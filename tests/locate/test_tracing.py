@@ -32,6 +32,8 @@ from kedit_methods_locate.tracing import (
 from kedit_methods_locate.tracing.noise import Noise
 from kedit_methods_locate.tracing.runs import FastRuns, PlainRuns, Runs, Write, corrupted_runs, read_clean
 
+pytestmark = pytest.mark.slow
+
 FRANCE = Fact(prompt="The capital of France is", subject="France")
 MIRA = Fact(prompt="Mira Taldon was born in", subject="Mira Taldon")
 FOUR = {"gpt2": {"n_layer": 4}, "llama": {"num_hidden_layers": 4}, "gpt_neox": {"num_hidden_layers": 4}}

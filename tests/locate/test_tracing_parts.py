@@ -393,7 +393,8 @@ def test_figures_show_the_tables(context: EditContext, tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(start)
     with pytest.raises(InputError, match=r"\.png or \.pdf"):
         save_figure(figure, tmp_path / "a.gif")
-    assert "matplotlib.pyplot" not in sys.modules
+    pyplot = sys.modules.get("matplotlib.pyplot")  # other tests may have it
+    assert pyplot is None or pyplot.get_fignums() == []
 
 
 # ------------------------------------------------------------------ the command

@@ -27,6 +27,8 @@ from kedit_methods_locate.tuning.grids import Layers, grid_of
 from kedit_methods_locate.tuning.record import beside_defaults
 from kedit_methods_locate.tuning.trial import Trials
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("rome", "r_rome", "memit", "emmet", "pmet", "alphaedit", "kn")
 SHAPES = (("LlamaForCausalLM", 6, 192), ("GPT2LMHeadModel", 12, 768), ("MadeUpForCausalLM", 80, 8192))
 LANDS = ("France", "Chad", "Peru", "Arvania", "Oman", "Fiji", "Laos", "Mali", "Cuba", "Iran")

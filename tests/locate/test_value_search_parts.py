@@ -25,6 +25,8 @@ from kedit_methods_locate.problem import Problem
 from kedit_methods_locate.rows import Rewrite, rewrite
 from kedit_methods_locate.value import Values, search
 
+pytestmark = pytest.mark.slow
+
 # on the tiny models this one reaches its target within a few steps, the others do not
 EASY = evolve(PARIS, prompt="France", target_new="Eskel")
 REQUESTS = (PARIS, MIRA, OREN, EASY)

@@ -12,6 +12,8 @@ from tail_tools import CASES, TEXTS, compare, problem, setting
 from kedit_core.errors import InputError
 from kedit_core.forward import cells
 
+pytestmark = pytest.mark.slow
+
 each_case = pytest.mark.parametrize("case", CASES)
 both_paths = pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
 

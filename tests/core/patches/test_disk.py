@@ -43,6 +43,8 @@ from kedit_core.patches._shards import Shard
 from kedit_core.patches.disk import FolderBase, apply_to_folder, revert_folder
 from kedit_core.testing.tiny import tiny_model
 
+pytestmark = pytest.mark.slow
+
 GPT2_DOWN = "transformer.h.1.mlp.c_proj.weight"
 GPT2_UP = "transformer.h.0.mlp.c_fc.weight"
 LLAMA_DOWN = "model.layers.1.mlp.down_proj.weight"

@@ -26,6 +26,8 @@ from kedit_core.patches import EditPatch, LowRankDelta, PatchStack
 from kedit_core.patches.operations import WEIGHT_OPERATIONS
 from kedit_core.testing.tiny import tiny_model
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.arange(2, 14).reshape(2, 6)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PLACES = {

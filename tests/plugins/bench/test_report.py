@@ -21,6 +21,8 @@ from kedit_bench.report.worst import cases_shown, worst_cases
 from kedit_core.errors import InputError
 from kedit_core.evaluation import Evaluation, metric_result
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "link", "br", "hr", "input", "col"}
 
 

@@ -22,6 +22,8 @@ from kedit_core.evaluation import Evaluation
 from kedit_core.plugins import Host
 from kedit_core.requests import dump_requests
 
+pytestmark = pytest.mark.slow
+
 SCENARIOS = ["single", "batch:4", "sequential:10/2@4,8"]
 PROTOCOLS = ["teacher_forced"]  # an untrained model writes on and on when it generates
 

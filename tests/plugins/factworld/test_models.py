@@ -15,6 +15,8 @@ from kedit_factworld.knowledge import answered, exact_match, greedy_answers
 from kedit_factworld.plugin import edit_cases
 from kedit_factworld.world import Statement, build_world
 
+pytestmark = pytest.mark.slow
+
 QUICK = 40
 
 

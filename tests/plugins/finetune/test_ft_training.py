@@ -19,6 +19,8 @@ from kedit_methods_finetune.ft.paths import Whole
 from kedit_methods_finetune.ft.places import places_of
 from kedit_methods_finetune.questions import facts_of
 
+pytestmark = pytest.mark.slow
+
 # exact in float64: these compute norms in the model's dtype; the others round to float32 inside
 EXACT = ("gpt2", "gpt_neox", "t5")
 PATHS = {

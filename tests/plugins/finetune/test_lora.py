@@ -24,6 +24,8 @@ from kedit_methods_finetune.lora.targets import find_targets
 from kedit_methods_finetune.lora.training import Chunk, train
 from kedit_methods_finetune.questions import facts_of
 
+pytestmark = pytest.mark.slow
+
 FACT = EditRequest(prompt="The capital of France is", subject="France", target_new="Rome")
 OTHER = EditRequest(prompt="Alice works in the city of", subject="Alice", target_new="Paris and London too")
 METHODS = ("lora", "adalora")

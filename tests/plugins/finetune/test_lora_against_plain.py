@@ -22,6 +22,8 @@ from kedit_methods_finetune.lora.adapters import Adapters, SvdAdapters
 from kedit_methods_finetune.lora.targets import find_targets
 from kedit_methods_finetune.lora.training import steps_of
 
+pytestmark = pytest.mark.slow
+
 FACTS = [
     EditRequest(prompt="The capital of France is", target_new="Rome", case_id="a"),
     EditRequest(prompt="Alice works in the city of", target_new="Paris and London too", case_id="b"),
