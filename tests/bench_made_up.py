@@ -29,6 +29,24 @@ SCENARIOS: tuple[dict[str, Any], ...] = (
     {"kind": "sequential", "size": 100, "batch_size": 1, "checkpoints": [1, 10, 50, 100]},
 )
 
+ABILITY = {
+    "harness": "lm_eval 0.4.13",
+    "smoke": False,
+    "limit": None,
+    "tasks": {
+        "lambada_openai": {
+            "shots": 0,
+            "documents": 5153,
+            "version": 1.0,
+            "metrics": {
+                "acc": {
+                    "value": 0.51, "stderr": 0.01, "unedited": 0.53, "unedited_stderr": 0.01, "delta": -0.02
+                },
+            },
+        }
+    },
+}  # fmt: skip
+
 
 def made_up_bench(
     *,
@@ -136,7 +154,7 @@ class _Maker:
                 "total": 36.5 + 60 * self.skill,
             },
             "warnings": [{"code": "slow", "message": HOSTILE[1], "count": 3}] if method == "memit" else [],
-            "ability": {"lambada_openai": {"acc": 0.51, "acc_stderr": 0.01}} if method == "rome" else None,
+            "ability": ABILITY if method == "rome" else None,
         }
 
     def evaluation(self, kind: str, n: int, count: int, kept: float, outputs: bool = True) -> dict[str, Any]:

@@ -374,7 +374,8 @@ def test_manifest_spec_and_settings_are_there(page: Page) -> None:
         '"seed": 0',
         "v_lr",
         "preset factworld-llama",
-        "lambada_openai.acc",
+        "General ability by lm_eval 0.4.13",
+        "lambada_openaiacc0.51 ± 0.010.53 ± 0.01-0.025153",
     ):
         assert said in body
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 from attrs import define, evolve, field
 
 from kedit_bench.cells import Cell, folder_of, id_of, identity
+from kedit_bench.distributed import Company
+from kedit_bench.distributed_parts import FailedElsewhere, failure_of, gathered, unfinished
 from kedit_bench.groups import Ability, Bench, parts_of, run_parts
 from kedit_bench.live import Loaded, editor_of, given_to
 from kedit_bench.measure import EditClock, UpdateSizes
@@ -23,6 +25,10 @@ from kedit_bench.state import CellState
 from kedit_core.editing import Editor
 from kedit_core.editing.progress import Step
 from kedit_core.errors import KeditError
+from kedit_core.requests import EditRequest
+
+SHARED, OWN = "shared", "own"
+"""What the leader says of a cell: that all processes take their share of it, or that it has nothing for them to do."""
 
 
 @define(kw_only=True)
@@ -33,6 +39,8 @@ class CellRun:
         root: the benchmark's folder.
         say: takes sentences for people.
         told: called whenever some of the cell is done.
+        number: which of the benchmark's cells it is.
+        company: the processes that share it.
         state, known: what is known of the cell, also when it fails.
     """
 
@@ -44,6 +52,8 @@ class CellRun:
     pace: Pace
     step: Step
     told: Callable[[], None]
+    number: int = 1
+    company: Company = field(factory=Company)
     state: CellState | None = None
     known: dict[str, Any] = field(factory=dict)
 
@@ -63,10 +73,62 @@ class CellRun:
             self.say(f"resuming: {there} of {total} parts are there")
         before_base = time.perf_counter()
         if there < total:
-            editor.read_base(self.cell.requests, protocols=self.cell.protocols, metrics=self.cell.metrics)
+            self._read_base(editor)
         seconds = {"load": load + before_base - started, "base": time.perf_counter() - before_base}
         self.pace.begin()
-        bench = Bench(
+        bench = self._bench(editor, state, clock)
+        if in_sequence:
+            records = run_sequence(self.cell, bench, carried)
+        elif there < total and self.company.count > 1:
+            records = self._shared(bench, parts)
+        else:
+            records = list(run_parts(self.cell, bench, parts).values())
+        self.loaded.check()
+        made = finished(self.cell, state.cell_id, records, known=self.known, seconds=seconds, notes=notes)
+        state.finish(made)
+        return made
+
+    def help(self) -> None:
+        """This process's share of a cell that the leader has begun. Raises whatever editing or measuring raised."""
+        clock = EditClock()
+        editor, state = self._editor([clock, Carried()])
+        parts, _ = parts_of(self.cell)
+        if unfinished(state, self.company, len(parts)) <= len(parts):
+            self._read_base(editor)
+        bench = self._bench(editor, state, clock)
+        run_parts(self.cell, bench, parts, partial(self.company.mine, total=len(parts)))
+        self.loaded.check()
+
+    def failed(self, error: Exception) -> dict[str, Any]:
+        """The result of a cell that an error ended; where the error came from is written beside."""
+        if self.state is not None and not isinstance(error, FailedElsewhere):
+            with suppress(OSError):
+                self.state.folder.mkdir(parents=True, exist_ok=True)
+                (self.state.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+        return failed(self.cell, self.state.cell_id if self.state else None, sentence(error), self.known)
+
+    def _shared(self, bench: Bench, parts: Sequence[Sequence[EditRequest]]) -> list[dict[str, Any]]:
+        """Every part's record, each from the process whose share it is; of several failures the first part's counts."""
+        total = len(parts)
+        self.company.say(f"cell {self.number}", SHARED)
+        faults: list[tuple[int, Exception]] = []
+        try:
+            run_parts(self.cell, bench, parts, partial(self.company.mine, total=total))
+        except Exception as error:
+            faults.append((unfinished(bench.state, self.company, total), error))
+        faults += failure_of(self.number, self.company)
+        if faults:
+            raise min(faults, key=lambda fault: fault[0])[1]
+        return gathered(bench, parts, self.company)
+
+    def _read_base(self, editor: Editor) -> None:
+        """Before any edit, so that nothing of it is on the model, and what cannot be measured at all is known."""
+        editor.read_base(self.cell.requests, protocols=self.cell.protocols, metrics=self.cell.metrics)
+        if self.ability is not None and self.cell.ability is not None and self.company.first:
+            self.ability.unedited(editor, self.say)
+
+    def _bench(self, editor: Editor, state: CellState, clock: EditClock) -> Bench:
+        return Bench(
             editor=editor,
             state=state,
             clock=clock,
@@ -74,19 +136,6 @@ class CellRun:
             advance=self._advance,
             ability=self.ability,
         )
-        records = run_sequence(self.cell, bench, carried) if in_sequence else run_parts(self.cell, bench, parts)
-        self.loaded.check()
-        made = finished(self.cell, state.cell_id, records, known=self.known, seconds=seconds, notes=notes)
-        state.finish(made)
-        return made
-
-    def failed(self, error: Exception) -> dict[str, Any]:
-        """The result of a cell that an error ended; where the error came from is written beside."""
-        if self.state is not None:
-            with suppress(OSError):
-                self.state.folder.mkdir(parents=True, exist_ok=True)
-                (self.state.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
-        return failed(self.cell, self.state.cell_id if self.state else None, sentence(error), self.known)
 
     def _editor(self, plugins: list[object]) -> tuple[Editor, CellState]:
         """The cell's Editor with all its settings decided, and the state that belongs to it."""
@@ -98,6 +147,8 @@ class CellRun:
         cell_id = id_of(settings)
         self.state = state = CellState(folder_of(self.root, self.cell, cell_id), cell_id)
         kept = state.read("settings")
+        if kept is None and not self.company.first:
+            raise KeditError(f"{state.folder} is not the leader's folder; all processes need one folder in common")
         if editor.settings is not None and editor.settings.undecided:
             if kept is not None:
                 # what a look at the model decided holds for all parts, whichever process looked

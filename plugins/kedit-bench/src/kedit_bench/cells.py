@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve, frozen
 
 from kedit_bench.mixing import Opened, open_dataset
-from kedit_bench.spec import ALL, BenchSpec, DatasetSpec, MethodSpec, ModelSpec, ScenarioSpec
+from kedit_bench.spec import ALL, AbilitySpec, BenchSpec, DatasetSpec, MethodSpec, ModelSpec, ScenarioSpec
 from kedit_core.contract import MethodInfo
 from kedit_core.editing.settings import check_options
 from kedit_core.errors import HyperParamsError, InputError
@@ -43,6 +43,7 @@ class Cell:
             of rounds (the last one is the end).
         requests: those that are edited, cut to the scenario's size where it is a sequence.
         metrics: groups on request.
+        ability: tasks that are run on the edited model, where there is one: not after cases alone.
     """
 
     model: ModelSpec
@@ -54,6 +55,7 @@ class Cell:
     protocols: tuple[str, ...]
     metrics: tuple[str, ...]
     seed: int = 0
+    ability: AbilitySpec | None = None
 
     def __str__(self) -> str:
         return f"{self.method.called} on {self.model.called}, {self.dataset.label}, {self.scenario}"
@@ -101,9 +103,14 @@ def plan_cells(spec: BenchSpec, catalogue: Catalogue, host: Host) -> tuple[list[
                         protocols=spec.protocols,
                         metrics=metrics[dataset.called],
                         seed=spec.seed,
+                        ability=spec.ability if asked.kind != "single" else None,
                     )
                     # two sizes beyond what a dataset has are one and the same
                     found.setdefault((model.called, dataset.called, method.called, repr(cell.scenario)), cell)
+    if spec.ability is not None and any(cell.ability is None for cell in found.values()):
+        notes.append("general ability is measured after batches and sequences, not after cases alone")
+    if spec.ability is not None and spec.ability.limit is not None:
+        notes.append(f"general ability of {spec.ability.limit} documents a task is a smoke test and no result")
     return list(found.values()), list(dict.fromkeys(notes))
 
 
@@ -171,6 +178,11 @@ def identity(cell: Cell, editor: Editor, model_digest: str, given: Mapping[str, 
         given: digests of what the method is given beside its settings.
     """
     settings = editor.settings
+    ability = {}
+    if cell.ability is not None:
+        from kedit_bench import ability as measuring
+
+        ability = {"ability": {**measuring.identity(cell.ability), "checkpoints": cell.ability.checkpoints}}
     found = editor.catalogue.find("kedit.methods", cell.info.name)
     return {
         "format": FORMAT,
@@ -187,6 +199,7 @@ def identity(cell: Cell, editor: Editor, model_digest: str, given: Mapping[str, 
         "metrics": list(cell.metrics),
         "seed": cell.seed,
         "versions": dict(_versions()),
+        **ability,
     }
 
 

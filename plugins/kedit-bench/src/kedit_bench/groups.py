@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 from attrs import frozen
 
@@ -18,7 +18,16 @@ from kedit_core.patches import EditPatch
 from kedit_core.requests import EditRequest
 
 CHUNK = 25  # cases edited alone that are one part
-Ability: TypeAlias = Callable[[Editor], dict[str, Any]]
+
+
+class Ability(Protocol):
+    """What runs tasks on edited models; see kedit_bench.ability."""
+
+    def __call__(self, editor: Editor) -> dict[str, Any]:
+        """The figures of a model as it is now, beside those of the model without patches."""
+
+    def unedited(self, editor: Editor, tell: Callable[[str], None]) -> dict[str, Any]:
+        """The figures of the model without patches, measured once."""
 
 
 @frozen(kw_only=True, eq=False)
@@ -27,7 +36,7 @@ class Bench:
 
     Attributes:
         advance: called with a number of requests that are done, and whether this run did them.
-        ability: runs the harness on the edited model, or None.
+        ability: runs tasks on the edited model, or None.
     """
 
     editor: Editor
@@ -60,19 +69,29 @@ def parts_of(cell: Cell) -> tuple[list[tuple[EditRequest, ...]], list[str]]:
     return [tuple(batch) for batch in batches], notes
 
 
-def run_parts(cell: Cell, bench: Bench, parts: Sequence[Sequence[EditRequest]]) -> list[dict[str, Any]]:
-    """Every part's record, from disk or run now; after each the model is as it was.
+def run_parts(
+    cell: Cell,
+    bench: Bench,
+    parts: Sequence[Sequence[EditRequest]],
+    mine: Callable[[int], bool] = lambda number: True,
+) -> dict[int, dict[str, Any]]:
+    """The record of every part, from disk or run now; after each the model is as it was.
+
+    Args:
+        mine: which of the parts, 1 and up, are this process's.
 
     Raises whatever editing or measuring raised.
     """
-    found = []
+    found = {}
     for number, requests in enumerate(parts, start=1):
+        if not mine(number):
+            continue
         record = kept = bench.state.part(number)
         if record is None:
             last = number == len(parts)
             record = _run(cell, bench, requests, number, with_ability=last and cell.scenario.kind == "batch")
             bench.state.finish_part(number, record)
-        found.append(record)
+        found[number] = record
         bench.advance(len(requests), kept is None)
     return found
 

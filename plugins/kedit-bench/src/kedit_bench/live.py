@@ -12,6 +12,7 @@ from typing import Any
 from attrs import frozen
 
 from kedit_bench.cells import Cell, fit_option
+from kedit_bench.distributed import own_device
 from kedit_bench.spec import ModelSpec
 from kedit_core.contract import Way
 from kedit_core.editing import Editor
@@ -43,7 +44,12 @@ class Loaded:
         """Load a model. Raises as :meth:`Editor.from_pretrained`."""
         started = time.perf_counter()
         editor = Editor.from_pretrained(
-            spec.name, dtype=spec.dtype, device=spec.device, revision=spec.revision, catalogue=catalogue, cache=cache
+            spec.name,
+            dtype=spec.dtype,
+            device=own_device(spec.device),
+            revision=spec.revision,
+            catalogue=catalogue,
+            cache=cache,
         )
         digest = editor.stack.weights_digest()
         return cls(spec=spec, editor=editor, digest=digest, seconds=time.perf_counter() - started)

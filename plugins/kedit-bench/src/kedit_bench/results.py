@@ -89,15 +89,19 @@ def _together(cell: Cell) -> int | None:
 
 def _of_sequence(cell: Cell, records: Sequence[Mapping[str, Any]]) -> tuple[Evaluation, dict[str, Any]]:
     sources = cell.dataset.source_of
-    measured = [
-        (record["edits"], Evaluation.from_dict(record["evaluation"])) for record in records if record["evaluation"]
-    ]
+    ends = [record for record in records if record["evaluation"]]
+    measured = [Evaluation.from_dict(record["evaluation"]) for record in ends]
     costs = combine([Evaluation.from_dict(record["costs"]) for record in records if record["costs"]], manifest={})
-    last = measured[-1][1]
+    last = measured[-1]
     evaluation = evolve(last, metrics={**last.metrics, **costs.metrics})
     return evaluation, {
         "checkpoints": [
-            {"edits": edits, "evaluation": apart(each, sources).to_dict(outputs=False)} for edits, each in measured
+            {
+                "edits": record["edits"],
+                "evaluation": apart(each, sources).to_dict(outputs=False),
+                **({"ability": record["ability"]} if record["ability"] is not None else {}),
+            }
+            for record, each in zip(ends, measured, strict=True)
         ],
         "immediate": retention(reading for record in records for reading in record["immediate"]),
         "ages": by_age(last, _ages(cell)),

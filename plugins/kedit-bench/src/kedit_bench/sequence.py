@@ -119,7 +119,8 @@ def _run(cell: Cell, bench: Bench, carried: Carried, number: int, first: int, en
     last = end == cell.scenario.size
     if end in cell.scenario.checkpoints:
         checkpoint = _measured(cell, bench, end, last=last)
-    if last and bench.ability is not None:
+    asked = cell.ability
+    if bench.ability is not None and asked is not None and (last or (checkpoint and asked.checkpoints)):
         ability = bench.ability(editor)
     computing = bench.clock.seconds - computing
     record = {

@@ -147,13 +147,56 @@ class ScenarioSpec(HyperParams):
         return f"{self.kind}{size}{rounds}"
 
 
+STANDARD = (
+    "mmlu@5", "commonsense_qa@5", "piqa@0", "hellaswag@0", "winogrande@0", "arc_challenge@0", "triviaqa@5", "gsm8k@5",
+    "lambada_openai", "wikitext",
+)  # fmt: skip
+"""What ``standard`` stands for among the tasks: knowledge, reasoning and language modelling."""
+
+
+def _tasks(_: Any, __: Attribute[Any], value: Sequence[str]) -> None:
+    if not value:
+        raise ValueError("name at least one task")
+    for text in value:
+        name, at, shots = text.partition("@")
+        if not name or (at and not shots.isdecimal()):
+            raise ValueError(f"{text!r} is no task; write its name, or mmlu@5 for five examples before each question")
+    names = [text.partition("@")[0] for text in _asked(value)]
+    if len(set(names)) < len(names):
+        raise ValueError("name each task once")
+
+
+def _asked(tasks: Sequence[str]) -> list[str]:
+    return [each for text in tasks for each in (STANDARD if text == "standard" else (text,))]
+
+
 @frozen(kw_only=True)
 class AbilitySpec(HyperParams):
-    """Tasks of lm-evaluation-harness that are run on the edited model."""
+    """Tasks of lm-evaluation-harness that are run on the edited model (kedit_bench.ability).
 
-    tasks: tuple[str, ...]
+    Attributes:
+        tasks: names of tasks, groups or tags; ``mmlu@5`` with five examples, without a number as the task has it;
+            ``standard`` for :data:`STANDARD`.
+        include: folder of further tasks as YAML files.
+        limit: only the first documents of each task: a smoke test, never a result.
+        checkpoints: also at every checkpoint of a sequence, not at its end only.
+        batch_tokens: a batch holds at most so many tokens.
+    """
+
+    tasks: tuple[str, ...] = field(validator=_tasks)
+    include: str | None = None
     limit: int | None = field(default=None, validator=_at_least(1))
-    batch_size: int = field(default=8, validator=_at_least(1))
+    checkpoints: bool = False
+    batch_tokens: int = field(default=8192, validator=_at_least(1))
+
+    @property
+    def by_shots(self) -> dict[int | None, list[str]]:
+        """Tasks by the number of examples before each question; None where the task decides."""
+        found: dict[int | None, list[str]] = {}
+        for text in _asked(self.tasks):
+            name, _, shots = text.partition("@")
+            found.setdefault(int(shots) if shots else None, []).append(name)
+        return found
 
 
 @frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""A benchmark's figures as CSV: a row for each cell, metric and sub-key. Imports no torch."""
+"""A benchmark's figures as CSV: a row for each cell, metric and sub-key, and task. Imports no torch."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             for source, metrics in cell["by_source"].items():
                 if name in metrics:
                     yield {**of_metric, "source": source, "value": metrics[name]}
+        yield from _ability_rows(head, cell["ability"])
+
+
+def _ability_rows(head: Mapping[str, Any], ability: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Tasks on the edited model, and by how much they differ from the unedited one; nothing of a smoke test."""
+    if ability is None or ability["smoke"]:
+        return
+    for task, found in ability["tasks"].items():
+        of_task = {**head, "cases": found["documents"], "tag": ability["harness"]}
+        for metric, figures in found["metrics"].items():
+            name = f"ability.{task}.{metric}"
+            yield {**of_task, "metric": name, "value": figures["value"]}
+            yield {**of_task, "metric": name, "part": "delta", "value": figures["delta"]}
 
 
 def write_csv(cells: Sequence[Mapping[str, Any]], path: Path) -> None:

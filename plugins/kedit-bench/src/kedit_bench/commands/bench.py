@@ -32,7 +32,7 @@ _ON_SCREEN = 6  # metrics a cell
 @click.option("--metric", "metrics", multiple=True, help="Measure this, too; `kedit metrics` lists them.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only the first N cases of every dataset.")
 @click.option("--seed", type=click.IntRange(min=0), help="Everything random follows from it (0).")
-@click.option("--ability", "tasks", multiple=True, metavar="TASK", help="Run this task of lm-evaluation-harness, too.")
+@click.option("--ability", "tasks", multiple=True, metavar="TASK", help="Task of lm-eval (mmlu@5, standard).")
 @click.option("--no-baselines", is_flag=True, help="Only the methods named; no ike, no ft_bf.")
 @click.option("-o", "--output", type=OutputPath(path_type=Path), help="Folder of results; the same again goes on.")
 @click.option("--plan", is_flag=True, help="Show the cells, and do nothing.")
@@ -58,6 +58,11 @@ def bench(
     kedit bench --model factworld:llama -m rome -m memit --dataset factworld --scenario sequential:100 -o results
     kedit bench --spec bench.yaml -o results
     kedit bench --compare results other-results
+
+    Under torchrun or accelerate launch the processes share the cases and batches:
+
+    \b
+    torchrun --nproc-per-node 8 --no-python kedit bench --spec bench.yaml -o results
     """
     if compare is not None:
         if sheet is not None or any(flags.values()):
@@ -80,9 +85,15 @@ def bench(
     if output.exists() and not output.is_dir():
         raise InputError(f"-o {output} is a file; give a folder")
 
+    from kedit_bench.distributed import LeaderEnded, leads
     from kedit_bench.run import run_bench
 
-    found = run_bench(spec, output, catalogue=installed, progress=progress, tell=note)
+    try:
+        found = run_bench(spec, output, catalogue=installed, progress=progress, tell=note)
+    except LeaderEnded:
+        context.exit(1)  # the leader says why
+    if not leads():
+        return  # one process speaks for all
     emit(json_to, lambda: found, lambda: _show(found, output))
     failed = [cell for cell in found["cells"] if cell["status"] != "done"]
     if failed:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kedit_bench.report.ability import general_ability
 from kedit_bench.report.charts import as_numbers, figure, stacked
 from kedit_bench.report.comparable import Group
 from kedit_bench.report.markup import Markup, element, foreign, join
@@ -62,7 +63,7 @@ def settings(group: Group, palette: Palette) -> Iterator[Markup]:
             element("p", "from ", foreign(cell.hparams_source, _LONGEST), class_="note")
             if cell.hparams_source
             else None,
-            [element("p", element("strong", "General ability")), _pairs(_flat(cell.ability))] if cell.ability else None,
+            general_ability(cell.ability) if cell.ability else None,
         )
 
 
