@@ -178,7 +178,8 @@ class DatasetInfo:
         read: gives the requests of the user's own copy, called as ``read(path, **options)``; the path is None where the
             user gave none (the reader may then fetch the dataset), and options are among ``options``.
         options: names of what ``read`` can be told beside the path.
-        metrics: what is measured beside the core's metrics when this dataset is (groups of :class:`MetricInfo`).
+        metrics: what a benchmark of it measures beside the core's metrics, unless told otherwise (groups of
+            :class:`MetricInfo` that need nothing from the user); listed by ``kedit datasets``.
     """
 
     name: str

@@ -89,7 +89,8 @@ class NullSpaceSolver(StatisticSolver):
         else:
             solution = nullspace_update(space, preserved, keys)
         self._spaces.append({"layer": layer, "l2": l2, **space.record()})
-        guards.written_share(self.context, layer, solution, "lower l2", least=0.3)
+        remedy = "lower l2 or mom2_update_weight" if weight else "lower l2"
+        guards.written_share(self.context, layer, solution, remedy, least=0.3)
         return solution
 
     def judge(self, layer: int, solution: Solution) -> None:

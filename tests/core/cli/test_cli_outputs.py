@@ -80,6 +80,7 @@ EDIT = ("edit", "base", "-m", "nudge", "--requests", "cases.jsonl")
         ((*EDIT, "--json", "base/config.json"), "a file of the folder that MODEL names"),
         ((*EDIT, "-o", "new", "--json", "new"), "are both new; give each a file of its own"),
         (("evaluate", "base", "--requests", "cases.jsonl", "--json", "cases.jsonl"), "is what --requests names"),
+        (("evaluate", "base", "--requests", "zsre:cases.jsonl", "--json", "cases.jsonl"), "is what --requests names"),
         (("generate", "base", "--prompt", "a", "--patch", "one.safetensors", "--json", "one.safetensors"), "--patch"),
         (("patch", "show", "one.safetensors", "--json", "one.safetensors"), "is what PATCH names"),
         (("patch", "verify", "one.safetensors", "--json", "one.safetensors"), "is what PATCH names"),

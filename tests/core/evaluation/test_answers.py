@@ -326,7 +326,6 @@ def test_a_sample_and_its_prompt_have_the_length_asked_for() -> None:
         seen.append(len(before) + len(new))
         return real(before, new, *rest)
 
-    object.__setattr__(answers._own, "boundary", boundary)
     boundary.continuation = counting  # type: ignore[method-assign]
     answers.sample(PROMPTS, total_tokens=30)
     assert set(seen) == {max(30, len(boundary.prompt(text).ids)) for text in PROMPTS}

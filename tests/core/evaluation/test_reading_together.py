@@ -157,8 +157,6 @@ def test_patches_that_are_no_branches_are_refused() -> None:
     bench = Bench("gpt2")
     place = bench.view.mlp_out_weight(0)
     dense = bench.patch(DenseDelta(place, torch.zeros(32, 80)))
-    tied = bench.view.adapter
-    assert tied is not None
     assert row_fault(bench.model, bench.patch(bench.delta(0, 1))) is None
     assert row_fault(bench.model, dense) == "it holds a dense_delta"
     with pytest.raises(InputError, match="cannot act on some rows of a batch only: it holds a dense_delta"):

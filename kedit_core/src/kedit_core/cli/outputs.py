@@ -133,6 +133,8 @@ def _paths(parameter: click.Parameter, value: Any) -> list[Path]:
     if any(word in shown for word in _NAMES_A_FILE):
         texts = [each for each in values if isinstance(each, str)]
         found += [Path(text.partition("=")[2] if shown == "ROLE=PATH" else text) for text in texts]
+        # a copy of a dataset, NAME:PATH
+        found += [Path(text.partition(":")[2]) for text in texts if parameter.name == "source" and ":" in text]
     return [path for path in found if _there(path)]
 
 

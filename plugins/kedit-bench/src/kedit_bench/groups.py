@@ -13,7 +13,7 @@ from kedit_bench.measure import EditClock, UpdateSizes, counted
 from kedit_bench.mixing import Case
 from kedit_bench.state import CellState
 from kedit_core.editing import Editor
-from kedit_core.evaluation.metrics import case_of
+from kedit_core.evaluation import case_of
 from kedit_core.patches import EditPatch
 from kedit_core.requests import EditRequest
 

@@ -13,8 +13,7 @@ from kedit_bench.spec import DatasetSpec, source_name
 from kedit_core.editing.datasets import dataset_of, open_requests
 from kedit_core.editing.scenarios import cases
 from kedit_core.errors import InputError
-from kedit_core.evaluation import requests_digest
-from kedit_core.evaluation.metrics import case_of
+from kedit_core.evaluation import case_of, requests_digest
 from kedit_core.plugins import Host
 from kedit_core.requests import EditRequest
 

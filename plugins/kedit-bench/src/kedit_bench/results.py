@@ -11,8 +11,7 @@ from kedit_bench.cells import Cell
 from kedit_bench.measure import apart, by_age, by_source, merged_warnings, retention, tagged
 from kedit_bench.spec import BenchSpec
 from kedit_core.editing.scenarios import cases
-from kedit_core.evaluation import Evaluation, combine
-from kedit_core.evaluation.metrics import case_of
+from kedit_core.evaluation import Evaluation, case_of, combine
 
 FORMAT = 1
 KIND = "kedit-bench"

@@ -8,8 +8,7 @@ from typing import Any
 from attrs import field, frozen
 
 from kedit_core.errors import InputError
-from kedit_core.evaluation import exact_match
-from kedit_core.evaluation.metrics import case_of
+from kedit_core.evaluation import case_of, exact_match
 from kedit_core.requests import EditRequest
 
 MATERIAL = "mquake"

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from kedit_core.evaluation import Tag
-from kedit_core.evaluation.metrics import way_of
+from kedit_core.evaluation import Tag, way_of
 from kedit_core.requests import EditRequest
 
 if TYPE_CHECKING:

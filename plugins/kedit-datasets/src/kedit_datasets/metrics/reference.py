@@ -15,8 +15,7 @@ from attrs import define, field, frozen
 
 from kedit_core.contract import MetricInfo, MetricResult, hookimpl
 from kedit_core.errors import InputError, RequirementError
-from kedit_core.evaluation import metric_result
-from kedit_core.evaluation.metrics import case_of
+from kedit_core.evaluation import case_of, metric_result
 from kedit_core.requests import EditRequest
 from kedit_datasets.metrics.cases import Scores, tag_of
 from kedit_datasets.metrics.sampling import MODE, ask, sampled_texts

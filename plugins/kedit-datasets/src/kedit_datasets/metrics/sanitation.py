@@ -11,8 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kedit_core.contract import MetricInfo, MetricResult, hookimpl
-from kedit_core.evaluation import metric_result
-from kedit_core.evaluation.metrics import case_of
+from kedit_core.evaluation import case_of, metric_result
 from kedit_core.requests import EditRequest
 from kedit_datasets.metrics.cases import Scores, tag_of
 from kedit_datasets.readers.sanitation import PROMPT
