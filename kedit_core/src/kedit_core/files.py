@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+_BESIDE = ".kedit-*.tmp"
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -23,7 +25,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with target.open("wb") as stream:
             yield stream
         return
-    beside = target.parent / f".kedit-{secrets.token_hex(8)}.tmp"  # fits where the name does
+    beside = target.parent / _BESIDE.replace("*", secrets.token_hex(8))  # fits where the name does
     try:
         with beside.open("xb") as stream:
             yield stream
@@ -34,3 +36,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with suppress(OSError):
             beside.unlink()
         raise
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Remove, at any depth, what processes that were killed left of :func:`replacing`; for a folder nobody writes to."""
+    for path in Path(folder).rglob(_BESIDE):
+        with suppress(OSError):
+            path.unlink()

@@ -96,3 +96,20 @@ def test_a_lock_of_a_process_that_is_gone_is_taken(tmp_path: Path) -> None:
         (tmp_path / "bench.lock").write_text(content)
         with only_one(tmp_path):
             pass
+
+
+def test_what_a_killed_run_was_writing_is_removed_by_the_next(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from kedit_core.files import replacing\n"
+        "with replacing(sys.argv[1]) as stream:\n"
+        "    stream.write(b'half')\n"
+        "    stream.flush()\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    cell = tmp_path / "cells" / "one"
+    cell.mkdir(parents=True)
+    subprocess.run([sys.executable, "-c", script, str(cell / "part-0000.json")], check=False)
+    assert len(list(cell.iterdir())) == 1 and not (cell / "part-0000.json").exists()
+    with only_one(tmp_path):
+        assert not list(cell.iterdir())

@@ -21,7 +21,7 @@ import psutil
 from attrs import frozen
 
 from kedit_core.errors import InputError, KeditError
-from kedit_core.files import replacing
+from kedit_core.files import remove_unfinished, replacing
 
 if TYPE_CHECKING:
     from kedit_core.patches import EditPatch
@@ -105,7 +105,10 @@ def write_json(path: Path, data: Any) -> None:
 
 @contextmanager
 def only_one(root: Path) -> Iterator[None]:
-    """A folder for one run at a time: a second one is refused (InputError) while the process of the first lives."""
+    """A folder for one run at a time: a second one is refused (InputError) while the process of the first lives.
+
+    Files that a killed run was writing are removed.
+    """
     root.mkdir(parents=True, exist_ok=True)
     path = root / _LOCK
     mine = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
@@ -122,6 +125,7 @@ def only_one(root: Path) -> Iterator[None]:
             with suppress(FileNotFoundError):
                 path.unlink()
     try:
+        remove_unfinished(root)
         yield
     finally:
         with suppress(OSError):
