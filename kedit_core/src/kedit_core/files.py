@@ -39,7 +39,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
-    """Remove, at any depth, what processes that were killed left of :func:`replacing`; for a folder nobody writes to."""
+    """Remove, at any depth, what killed processes left of :func:`replacing`; for a folder that nobody writes to."""
     for path in Path(folder).rglob(_BESIDE):
         with suppress(OSError):
             path.unlink()
