@@ -5,6 +5,7 @@ Scores follow from a seed; results are made by the same functions as real ones, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from kedit_core.contract import MetricResult
 from kedit_core.evaluation import Evaluation, Tag, metric_result
+from kedit_core.plugins import Catalogue, Host
 
 METHODS = {"rome": 0.92, "memit": 0.8, "ft_l": 0.45, "grace": 0.97, "alphaedit": 0.86}
 PROTOCOLS = {"gen_free": ("gen_free", "EM", 0.0), "tf_token": ("tf_token", "argmax", 0.12)}
@@ -82,7 +84,15 @@ def made_up_bench(
             "finished": "2026-05-01T13:20:05+00:00",
             "seconds": 12005.3,
         },
+        "metrics": _declared(),
         "cells": cells,
+    }
+
+
+@functools.cache
+def _declared() -> dict[str, dict[str, Any]]:
+    return {
+        info.name: {"summary": info.summary, "better": info.better} for info in Host(Catalogue.installed()).metrics()
     }
 
 

@@ -141,12 +141,15 @@ class MetricInfo:
     Attributes:
         on_request: it is measured only when asked for by the part of its name before the first dot
             (``metrics=["fluency"]``): ``context.wants("fluency")`` tells its plugin.
+        better: which end of it is good, ``"higher"`` or ``"lower"``; None where neither is. Reports mark best and worst
+            by it.
     """
 
     name: str
     summary: str
     replaces: str | None = None
     on_request: bool = False
+    better: Literal["higher", "lower"] | None = None
 
     @property
     def group(self) -> str:

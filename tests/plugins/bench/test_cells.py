@@ -9,7 +9,7 @@ import pytest
 from attrs import evolve
 from bench_tools import catalogue, request_file, some_requests
 
-from kedit_bench.cells import Cell, id_of, identity, plan_cells, requests_of, settled
+from kedit_bench.cells import Cell, id_of, identity, plan_cells, requests_of, settled, with_all_methods
 from kedit_bench.groups import CHUNK, parts_of
 from kedit_bench.mixing import Opened
 from kedit_bench.pace import Pace
@@ -63,6 +63,20 @@ def test_baselines_are_offered_beside(tmp_path: Path) -> None:
     assert ("ike" in INSTALLED.methods()) != ("the baseline ike is not installed" in notes)
     named, _ = plan(tmp_path, baselines=True, methods=["ft_bf"], scenarios=["sequential:8/2"])
     assert [str(cell.scenario) for cell in named if cell.method.name == "ft_bf"] == ["sequential:8/2"]
+
+
+def test_all_stands_for_every_installed_method(tmp_path: Path) -> None:
+    everything = set(INSTALLED.methods())
+    found, _ = plan(tmp_path, methods=["all"], scenarios=["single", "sequential:8/2"])
+    assert {cell.method.name for cell in found} == everything
+    tuned = {"name": "nudge", "label": "mine", "overrides": {"strength": 2.0}}
+    spec = with_all_methods(
+        spec_from({"models": ["m"], "methods": ["all", tuned], "datasets": ["d"], "baselines": True}), INSTALLED
+    )
+    assert sorted(each.name for each in spec.methods) == sorted(everything - {"ike", "ft_bf"})
+    assert [each.overrides for each in spec.methods if each.label == "mine"] == [{"strength": 2.0}]
+    with pytest.raises(InputError, match="the method all takes no label and no settings"):
+        plan(tmp_path, methods=[{"name": "all", "overrides": {"strength": 2.0}}])
 
 
 @pytest.mark.parametrize(

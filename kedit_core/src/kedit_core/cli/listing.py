@@ -106,7 +106,13 @@ def metrics(ctx: click.Context, json_to: str | None) -> None:
         {"name": p.name, "aliases": list(p.aliases), "summary": p.summary} for p in PROTOCOLS
     ]
     found: list[dict[str, Any]] = [
-        {"name": info.name, "group": info.group, "on_request": info.on_request, "summary": info.summary}
+        {
+            "name": info.name,
+            "group": info.group,
+            "on_request": info.on_request,
+            "better": info.better,
+            "summary": info.summary,
+        }
         for info in Host(installed).metrics()
     ]
 

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from kedit_core.patches import EditPatch
 
 SAMPLING_SECONDS = 0.005
+_SUMMARIES: Mapping[str, str] = {
+    "seconds": "wall time of computing the patch, per edited fact",
+    "setup_seconds": "one-time work during the edit, per edited fact",
+    "peak_memory": "peak memory over the start while computing the patch",
+    "patch_size": "bytes of the patch, per edited fact",
+}
 
 
 @define
@@ -141,10 +147,7 @@ class EfficiencyMetrics:
     @hookimpl
     def register_metrics(self) -> Sequence[MetricInfo]:
         return [
-            MetricInfo(name="efficiency.seconds", summary="wall time of computing the patch, per edited fact"),
-            MetricInfo(name="efficiency.setup_seconds", summary="one-time work during the edit, per edited fact"),
-            MetricInfo(name="efficiency.peak_memory", summary="peak memory over the start while computing the patch"),
-            MetricInfo(name="efficiency.patch_size", summary="bytes of the patch, per edited fact"),
+            MetricInfo(name=f"efficiency.{name}", summary=text, better="lower") for name, text in _SUMMARIES.items()
         ]
 
     @hookimpl(wrapper=True)

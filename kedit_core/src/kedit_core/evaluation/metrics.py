@@ -172,7 +172,7 @@ class CoreMetrics:
     @hookimpl
     def register_metrics(self) -> Sequence[MetricInfo]:
         return [
-            MetricInfo(name=f"{protocol.name}.{metric}", summary=f"{summary} ({protocol.summary})")
+            MetricInfo(name=f"{protocol.name}.{metric}", summary=f"{summary} ({protocol.summary})", better="higher")
             for protocol in PROTOCOLS
             for metric, summary in METRICS.items()
         ]

@@ -67,6 +67,25 @@ class Cell:
         return re.sub(r"[^\w.-]+", "-", "_".join(words)).strip("-")[:80]
 
 
+def with_all_methods(spec: BenchSpec, catalogue: Catalogue) -> BenchSpec:
+    """A benchmark with every installed method in place of the method ``all``; those named beside it keep theirs.
+
+    Raises InputError for settings of ``all``: methods do not have the same ones.
+    """
+    named = [method for method in spec.methods if method.name != ALL]
+    if len(named) == len(spec.methods):
+        return spec
+    if any(method != MethodSpec(name=ALL) for method in spec.methods if method.name == ALL):
+        raise InputError("the method all takes no label and no settings; give those methods by name beside it")
+    taken = {method.name for method in named}
+    if spec.baselines:
+        taken |= {baseline.name for baseline in BASELINES}  # which come with their own rounds
+    rest = [MethodSpec(name=name) for name in sorted(catalogue.methods()) if name not in taken]
+    if not rest and not named:
+        raise InputError("no method is installed; pip install kedit-methods-locate, or another family")
+    return evolve(spec, methods=(*named, *rest))
+
+
 def plan_cells(spec: BenchSpec, catalogue: Catalogue, host: Host) -> tuple[list[Cell], list[str]]:
     """The cells of a benchmark, model by model, and a sentence for each combination that is left out.
 
@@ -76,6 +95,7 @@ def plan_cells(spec: BenchSpec, catalogue: Catalogue, host: Host) -> tuple[list[
         InputError, RequestError: a dataset that cannot be read.
     """
     resolve_protocols(spec.protocols)
+    spec = with_all_methods(spec, catalogue)
     infos = {method.name: catalogue.method(method.name) for method in spec.methods}
     for method in spec.methods:
         check_method(method, infos[method.name], catalogue)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -10,6 +10,7 @@ from attrs import evolve
 from kedit_bench.cells import Cell
 from kedit_bench.measure import apart, by_age, by_source, merged_warnings, retention, tagged
 from kedit_bench.spec import BenchSpec
+from kedit_core.contract import MetricInfo
 from kedit_core.editing.scenarios import cases
 from kedit_core.evaluation import Evaluation, case_of, combine
 
@@ -76,9 +77,24 @@ def finished(
     return {**result, "status": "done", "error": None}
 
 
-def whole(spec: BenchSpec, manifest: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The benchmark's result: what ``bench.json`` holds."""
-    return {"format": FORMAT, "kind": KIND, "spec": spec.to_dict(), "manifest": dict(manifest), "cells": list(results)}
+def whole(
+    spec: BenchSpec,
+    manifest: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    declared: Iterable[MetricInfo],
+) -> dict[str, Any]:
+    """The benchmark's result: what ``bench.json`` holds, with what is ``declared`` of the metrics in it."""
+    found = {name for result in results if result["evaluation"] for name in result["evaluation"]["metrics"]}
+    return {
+        "format": FORMAT,
+        "kind": KIND,
+        "spec": spec.to_dict(),
+        "manifest": dict(manifest),
+        "metrics": {
+            info.name: {"summary": info.summary, "better": info.better} for info in declared if info.name in found
+        },
+        "cells": list(results),
+    }
 
 
 def _together(cell: Cell) -> int | None:

@@ -16,7 +16,7 @@ import torch
 from attrs import define, field
 
 from kedit_bench.cell_run import OWN, SHARED, CellRun, sentence
-from kedit_bench.cells import Cell, plan_cells
+from kedit_bench.cells import Cell, plan_cells, with_all_methods
 from kedit_bench.distributed import Company, LostError, company
 from kedit_bench.distributed_parts import answer, plan_digest, same_plan, unfinished
 from kedit_bench.groups import Ability, parts_of
@@ -63,6 +63,7 @@ def run_bench(
         LostError, LeaderEnded: of several processes another one is gone.
     """
     installed = catalogue or Catalogue.installed()
+    spec = with_all_methods(spec, installed)
     with company() as together:
         if not together.first:
             cells, _ = plan_cells(spec, installed, Host(installed))
@@ -85,7 +86,8 @@ def _lead(
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     ability = _ability(spec, root)
-    cells, notes = plan_cells(spec, installed, Host(installed))
+    host = Host(installed)
+    cells, notes = plan_cells(spec, installed, host)
     if not cells:
         raise InputError(f"there is nothing to run: {'; '.join(notes)}")
     started = datetime.now(UTC)
@@ -109,7 +111,7 @@ def _lead(
             "seconds": sum(result["seconds"]["total"] for result in results),
             "notes": notes,
         }
-        bench = whole(spec, manifest, results)
+        bench = whole(spec, manifest, results, host.metrics())
         write_json(root / RESULT, bench)
         write_csv(results, root / CSV)
         _write_report(bench, root / REPORT, tell)

@@ -23,7 +23,7 @@ _ON_SCREEN = 6  # metrics a cell
 @click.command()
 @click.option("--spec", "sheet", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of it all.")
 @click.option("--model", "models", multiple=True, help="Registered name, folder or Hub id; may be given several times.")
-@click.option("--method", "-m", "methods", multiple=True, help="Installed method; may be given several times.")
+@click.option("--method", "-m", "methods", multiple=True, help="Installed method, or all; may be given several times.")
 @click.option("--dataset", "datasets", multiple=True, metavar="SOURCE", help="File, dataset, or NAME:PATH.")
 @click.option(
     "--scenario", "scenarios", multiple=True, metavar="TEXT", help="single, batch:30 or sequential:100/10@1,10,100."
@@ -70,12 +70,13 @@ def bench(
         _compare(compare, output, json_to)
         return
     spec = _spec(sheet, flags)
-    from kedit_bench.cells import plan_cells
+    from kedit_bench.cells import plan_cells, with_all_methods
     from kedit_core.cli.root import catalogue
     from kedit_core.plugins import Host
 
     installed = catalogue(context)
     if plan:
+        spec = with_all_methods(spec, installed)
         cells, notes = plan_cells(spec, installed, Host(installed))
         data = {"spec": spec.to_dict(), "cells": [_planned(cell) for cell in cells], "notes": notes}
         emit(json_to, lambda: data, lambda: _show_plan(cells, notes))

@@ -24,21 +24,12 @@ SHORT: Mapping[str, str] = {
     "tf_exact": "forced, whole",
 }
 _PROTOCOL_SUMMARY = {protocol.name: protocol.summary for protocol in PROTOCOLS}
-_SUMMARY: Mapping[str, str] = {
-    "efficiency.seconds": "wall time of computing the patch, per edited fact",
-    "efficiency.setup_seconds": "one-time work during the edit, per edited fact",
-    "efficiency.peak_memory": "peak memory over the start while computing the patch",
-    "efficiency.patch_size": "bytes of the patch, per edited fact",
-}
 _TITLES: Mapping[str, str] = {
     "efficiency.seconds": "s / edit",
     "efficiency.setup_seconds": "setup / edit",
     "efficiency.peak_memory": "peak memory",
     "efficiency.patch_size": "patch / edit",
 }
-_LOWER_UNITS = frozenset({"seconds", "bytes"})
-_LOWER_WORDS = ("leak", "drawdown", "perplexity", "divergence", "forgetting", "failed", "errors.count")
-_NEITHER_GROUPS = frozenset({"errors"})  # shares among failures: a high one says nothing of how many there are
 
 
 @frozen(kw_only=True)
@@ -80,17 +71,17 @@ class MetricFacts:
 
 
 def facts_of(name: str, unit: str, told: Mapping[str, Mapping[str, Any]]) -> MetricFacts:
-    """What is known of a metric: from the bench file if it says, else from the core and from its name and unit."""
+    """What is known of a metric: what the bench file says its plugin declared; of the core's, what the core says."""
     group, _, leaf = name.partition(".")
     leaf = leaf or group
     said = told.get(name, {})
-    better = said["better"] if "better" in said else _better(name, group, leaf, unit)
+    better = said.get("better", "higher" if leaf in METRICS else None)
     return MetricFacts(
         name=name,
         group=group,
         leaf=leaf,
         title=SHORT.get(group, group) if leaf in METRICS else _TITLES.get(name, leaf.replace("_", " ")),
-        summary=str(said.get("summary") or _summary(name, group, leaf)),
+        summary=str(said.get("summary") or _summary(group, leaf)),
         better=better if better in ("higher", "lower") else None,
         unit=unit,
     )
@@ -102,16 +93,8 @@ def protocol_rank(group: str) -> int:
     return order.index(group) if group in order else len(order)
 
 
-def _better(name: str, group: str, leaf: str, unit: str) -> str | None:
-    if unit in _LOWER_UNITS or any(word in name for word in _LOWER_WORDS):
-        return "lower"
-    if group in _NEITHER_GROUPS or leaf.startswith("base_"):
-        return None
-    return "higher" if unit in ("share", "bits") else None
-
-
-def _summary(name: str, group: str, leaf: str) -> str:
-    if leaf in METRICS:
-        how = _PROTOCOL_SUMMARY.get(group, "")
-        return f"{METRICS[leaf]} ({how})" if how else METRICS[leaf]
-    return _SUMMARY.get(name, "")
+def _summary(group: str, leaf: str) -> str:
+    if leaf not in METRICS:
+        return ""
+    how = _PROTOCOL_SUMMARY.get(group, "")
+    return f"{METRICS[leaf]} ({how})" if how else METRICS[leaf]

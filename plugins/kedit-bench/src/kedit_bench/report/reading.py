@@ -94,7 +94,7 @@ class Bench:
 
     Attributes:
         metrics: what the file says of its metrics beside their results: name -> ``{"summary", "better"}``, where
-            ``better`` is ``"higher"``, ``"lower"`` or None. Usually empty.
+            ``better`` is ``"higher"``, ``"lower"`` or None.
     """
 
     cells: tuple[Cell, ...]

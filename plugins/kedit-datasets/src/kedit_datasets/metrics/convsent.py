@@ -17,6 +17,7 @@ from kedit_core.errors import InputError
 from kedit_core.evaluation import case_of, metric_result
 from kedit_core.requests import EditRequest
 from kedit_datasets.metrics.cases import Scores, tag_of
+from kedit_datasets.metrics.declaring import on_request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +84,7 @@ class ConvSentMetrics:
             "edit_success": "completions of the given sign are likelier than the opposite, and as likely as before",
             "drawdown": "KL divergence from the unedited model on another topic's answers",
         }
-        return [MetricInfo(name=f"{GROUP}.{name}", summary=text, on_request=True) for name, text in told.items()]
+        return on_request(GROUP, told, lower=("drawdown",))
 
     @hookimpl
     def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:

@@ -17,6 +17,7 @@ from kedit_core.contract import MetricInfo, MetricResult, hookimpl
 from kedit_core.evaluation import case_of, metric_result
 from kedit_core.requests import EditRequest
 from kedit_datasets.metrics.cases import Scores, tag_of
+from kedit_datasets.metrics.declaring import on_request
 
 if TYPE_CHECKING:
     from kedit_core.editing import EditContext
@@ -98,7 +99,7 @@ class CounterFactMetrics:
             told[f"{kind}_accuracy"] = f"all tokens of the {wanted} answer are the argmax ({prompts})"
         told["score"] = "harmonic mean of the three scores' means"
         told["base_score"] = "the same of the unedited model"
-        return [MetricInfo(name=f"{GROUP}.{name}", summary=summary, on_request=True) for name, summary in told.items()]
+        return on_request(GROUP, told, neither=("base_score",))
 
     @hookimpl
     def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:

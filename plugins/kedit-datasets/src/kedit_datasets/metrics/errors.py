@@ -12,6 +12,7 @@ from kedit_core.contract import MetricInfo, MetricResult, hookimpl
 from kedit_core.evaluation import Item, contains, exact_match, items_of, metric_result, normalise
 from kedit_core.requests import EditRequest
 from kedit_datasets.metrics.cases import Scores, tag_of
+from kedit_datasets.metrics.declaring import on_request
 from kedit_datasets.metrics.failures import CLASSES, IRRELEVANT, classify
 from kedit_datasets.metrics.sampling import END_OF_TEXT, special_tokens
 from kedit_datasets.metrics.words import without
@@ -86,7 +87,8 @@ class ErrorMetrics:
     def register_metrics(self) -> Sequence[MetricInfo]:
         """The classes, what stands beside them, and the counts."""
         told = {**OF_ALL, **OF_FAILURES, "count": "number of failures, in all and of each class"}
-        return [MetricInfo(name=f"{GROUP}.{name}", summary=what, on_request=True) for name, what in told.items()]
+        # shares among failures: a high one says nothing of how many there are
+        return on_request(GROUP, told, lower=(FAILED, OVER_LONG, "count"), neither=OF_FAILURES)
 
     @hookimpl
     def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:

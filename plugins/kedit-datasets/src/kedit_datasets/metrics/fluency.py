@@ -16,6 +16,7 @@ from kedit_core.requests import EditRequest
 from kedit_datasets.metrics.cases import Scores, tag_of
 from kedit_datasets.metrics.ngrams import generation_entropy, word_tokenizer
 from kedit_datasets.metrics.sampling import MODE, ask, has_openings, sampled_texts
+from kedit_datasets.metrics.sanitation import framed
 
 if TYPE_CHECKING:
     from kedit_core.editing import EditContext
@@ -31,8 +32,9 @@ Words = Callable[[str], list[str]]
 class FluencyMetrics:
     """The plugin: GE of sampled texts, of the edited model as the value and of the base in ``parts``.
 
-    Texts begin with the ``generation_prompts`` where any request of the run has some (those without are then left out
-    and counted), else with the edit prompts; the tag tells which.
+    Texts begin with the ``generation_prompts`` where any request of the run has some; else, where all requests are to
+    erase something, with their locality prompts (what is asked of a sanitised model beside what it is to refuse); else
+    with the edit prompts. Requests without such prompts are left out and counted; the tag tells which they are.
 
     Attributes:
         words: how a text becomes words; NLTK's tokenizer when None.
@@ -44,7 +46,7 @@ class FluencyMetrics:
     def register_metrics(self) -> Sequence[MetricInfo]:
         """The one metric of this group."""
         summary = "entropy of the 2- and 3-grams of text that the edited model writes, in bits"
-        return [MetricInfo(name=NAME, summary=summary, on_request=True)]
+        return [MetricInfo(name=NAME, summary=summary, on_request=True, better="higher")]
 
     @hookimpl
     def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:
@@ -77,7 +79,6 @@ class FluencyMetrics:
                 if entropy is not None:
                     scores[name].add(case, index, entropy)
             outputs.append(output)
-        openings = has_openings(context.requests or requests)
         return {
             NAME: metric_result(
                 scores["edited"].means(),
@@ -85,7 +86,7 @@ class FluencyMetrics:
                     context,
                     requests,
                     mode=MODE,
-                    surroundings="generation-prompts" if openings else "edit-prompts",
+                    surroundings=_kind(context, requests),
                     answer_source="GE",
                 ),
                 case_parts={"base": scores["base"].means()},
@@ -93,7 +94,7 @@ class FluencyMetrics:
                 outputs=outputs,
                 statistics=("std",),
                 left_out=sum(output["edited_entropy"] is None for output in outputs)
-                + (sum(not request.generation_prompts for request in requests) if openings else 0),
+                + sum(not of_request for of_request in _texts(context, requests)),
             )
         }
 
@@ -103,8 +104,26 @@ class FluencyMetrics:
         return self.words
 
 
+def _kind(context: EditContext, requests: Sequence[EditRequest]) -> str:
+    """What texts begin with; the run as a whole decides, so that cases agree."""
+    run = context.requests or requests
+    if has_openings(run):
+        return "generation-prompts"
+    if all(request.kind == "erase" for request in run) and any(request.locality for request in run):
+        return "locality-prompts"
+    return "edit-prompts"
+
+
+def _texts(context: EditContext, requests: Sequence[EditRequest]) -> list[list[str]]:
+    """The prompts of each request's texts, of the one kind."""
+    kind = _kind(context, requests)
+    if kind == "generation-prompts":
+        return [list(request.generation_prompts) for request in requests]
+    if kind == "locality-prompts":
+        return [[framed(p.prompt) for listed in request.locality.values() for p in listed] for request in requests]
+    return [[request.prompt] for request in requests]
+
+
 def _prompts(context: EditContext, requests: Sequence[EditRequest]) -> list[tuple[int, str]]:
-    """(index of its request, prompt) of every text; the run as a whole decides on the kind, so that cases agree."""
-    if has_openings(context.requests or requests):
-        return [(index, prompt) for index, request in enumerate(requests) for prompt in request.generation_prompts]
-    return [(index, request.prompt) for index, request in enumerate(requests)]
+    """(index of its request, prompt) of every text."""
+    return [(index, prompt) for index, prompts in enumerate(_texts(context, requests)) for prompt in prompts]

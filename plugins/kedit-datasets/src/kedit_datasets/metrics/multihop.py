@@ -17,6 +17,7 @@ from kedit_core.evaluation import metric_result
 from kedit_core.requests import EditRequest
 from kedit_datasets.metrics._mquake import MATERIAL, Asked, Case, Hop, cases_of
 from kedit_datasets.metrics.cases import tag_of
+from kedit_datasets.metrics.declaring import on_request
 
 if TYPE_CHECKING:
     from kedit_core.editing import EditContext
@@ -67,7 +68,7 @@ class MultiHopMetrics:
             "multi_hop": "any of a case's multi-hop questions is answered with the new answer",
             "base_recall": "the unedited model knows all old single hops of a case",
         }
-        return [MetricInfo(name=f"{GROUP}.{name}", summary=text, on_request=True) for name, text in told.items()]
+        return on_request(GROUP, told, neither=("base_recall",))
 
     @hookimpl
     def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:

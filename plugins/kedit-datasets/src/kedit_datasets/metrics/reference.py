@@ -1,7 +1,8 @@
 """Group ``reference``: does the model write of the subject as texts do of things that the new fact holds for (RS)?
 
 Definition: Meng et al. 2022 (ROME, section 3.3): cosine of TF-IDF vectors of what the model writes about the subject
-and of Wikipedia texts about subjects that have the new answer. Their essence score (perplexity) is not measured here.
+and of Wikipedia texts about subjects that have the new answer. Their essence score is a group of its own
+(:mod:`kedit_datasets.metrics.essence`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field, frozen
 
 from kedit_core.contract import MetricInfo, MetricResult, hookimpl
-from kedit_core.errors import InputError, RequirementError
+from kedit_core.errors import RequirementError
 from kedit_core.evaluation import case_of, metric_result
 from kedit_core.requests import EditRequest
 from kedit_datasets.metrics.cases import Scores, tag_of
 from kedit_datasets.metrics.sampling import MODE, ask, sampled_texts
-from kedit_datasets.records import digest, json_records
+from kedit_datasets.metrics.snippets import Key, key_of, read_snippets
+from kedit_datasets.records import digest
 
 if TYPE_CHECKING:
     from kedit_core.editing import EditContext
@@ -34,8 +36,6 @@ ROLES: Mapping[str, str] = {
     "tfidf_vocab": "tfidf_vocab.json",
 }
 """Role -> the published file's name."""
-
-Key = tuple[str, str]
 
 
 @frozen(eq=False)
@@ -68,7 +68,7 @@ class ReferenceMetrics:
     def register_metrics(self) -> Sequence[MetricInfo]:
         """The one metric of this group."""
         summary = "what is written about the subject is like texts about subjects that have the new answer (TF-IDF)"
-        return [MetricInfo(name=NAME, summary=summary, on_request=True)]
+        return [MetricInfo(name=NAME, summary=summary, on_request=True, better="higher")]
 
     @hookimpl
     def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:
@@ -138,45 +138,21 @@ def _read(paths: Mapping[str, Path]) -> Material:
     from kedit_datasets.metrics.tfidf import read_tfidf
 
     whole = hashlib.sha256("".join(digest(paths[role]) for role in ROLES).encode()).hexdigest()
+    snippets = read_snippets(paths["attribute_snippets"])
     return Material(
-        texts=read_snippets(paths["attribute_snippets"]),
+        texts={key: " ".join(each.text for each in listed) for key, listed in snippets.items()},
         weights=read_tfidf(paths["tfidf_idf"], paths["tfidf_vocab"]),
         digest=whole[:8],
     )
-
-
-def read_snippets(path: Path) -> dict[Key, str]:
-    """(relation id, id of the answer) -> the texts of its samples, joined by spaces.
-
-    Raises InputError for a file that is no list of ``{relation_id, target_id, samples: [{text}]}``.
-    """
-    found: dict[Key, list[str]] = {}
-    for number, record in enumerate(json_records(path)):
-        try:
-            key = (record["relation_id"], record["target_id"])
-            texts = [sample["text"] for sample in record["samples"]]
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"record {number} of {path} has no relation_id, target_id and samples with a text ({error}); give "
-                "attribute_snippets.json as published"
-            ) from error
-        if not all(isinstance(each, str) for each in (*key, *texts)):
-            raise InputError(
-                f"record {number} of {path} has something else where ids and texts should be; they are text"
-            )
-        found.setdefault(key, []).extend(texts)
-    return {key: " ".join(texts) for key, texts in found.items()}
 
 
 def _rows(requests: Sequence[EditRequest], material: Material) -> list[tuple[int, Sequence[str], Key]]:
     """(index, prompts, key of the reference texts) of the requests that can be judged."""
     rows: list[tuple[int, Sequence[str], Key]] = []
     for index, request in enumerate(requests):
-        about = request.meta.get("counterfact")
-        if isinstance(about, Mapping) and request.generation_prompts:
-            key = (str(about.get("relation_id")), str(about.get("target_new_id")))
-            if material.weights.vector(material.texts.get(key, "")):
-                rows.append((index, request.generation_prompts, key))
+        key = key_of(request)
+        if key is not None and request.generation_prompts and material.weights.vector(material.texts.get(key, "")):
+            rows.append((index, request.generation_prompts, key))
     return rows
 
 

@@ -17,6 +17,7 @@ from kedit_core.evaluation import metric_result
 from kedit_core.requests import EditRequest
 from kedit_datasets.metrics._ripple import MATERIAL, RULES, Ripple, RippleTest, Rule, ripples_of
 from kedit_datasets.metrics.cases import Scores, tag_of
+from kedit_datasets.metrics.declaring import on_request
 
 if TYPE_CHECKING:
     from kedit_core.editing import EditContext
@@ -61,15 +62,12 @@ class RippleMetrics:
     @hookimpl
     def register_metrics(self) -> Sequence[MetricInfo]:
         """Four metrics under two rules."""
-        return [
-            MetricInfo(
-                name=f"{GROUP}.{name}{rule.name}",
-                summary=text if rule.cased else f"{text} (letters' case does not count)",
-                on_request=True,
-            )
+        told = {
+            f"{name}{rule.name}": text if rule.cased else f"{text} (letters' case does not count)"
             for rule in RULES
             for name, text in METRICS.items()
-        ]
+        }
+        return on_request(GROUP, told, neither=[name for name in told if not name.startswith(("accuracy", "edited"))])
 
     @hookimpl
     def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:

@@ -14,6 +14,7 @@ from kedit_core.contract import MetricInfo, MetricResult, hookimpl
 from kedit_core.evaluation import case_of, metric_result
 from kedit_core.requests import EditRequest
 from kedit_datasets.metrics.cases import Scores, tag_of
+from kedit_datasets.metrics.declaring import on_request
 from kedit_datasets.readers.sanitation import PROMPT
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class SanitationMetrics:
             "leakage": "what was to be forgotten is still told",
             "locality": "share of the unedited model's tokens that stay, on questions to be retained",
         }
-        return [MetricInfo(name=f"{GROUP}.{name}", summary=text, on_request=True) for name, text in told.items()]
+        return on_request(GROUP, told, lower=("leakage",))
 
     @hookimpl
     def read_ahead(self, context: EditContext, requests: Sequence[EditRequest], answers: Answers) -> None:
