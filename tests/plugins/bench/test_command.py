@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_a_run_and_the_same_again(work: Path) -> None:
     assert "note: [1/1] nudge on model, cases.jsonl, single: done" in first.stderr
     bench = json.loads((out / "bench.json").read_text())
     assert (out / "bench.csv").is_file()
+    assert re.search(r" in all: .* computing edits, .* evaluating them, the rest", first.stdout)
     again = invoke(work, *least(work), "-o", out, "--json")
     assert figures(json.loads(again.stdout)) == figures(bench)
 

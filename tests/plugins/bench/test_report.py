@@ -194,6 +194,15 @@ def test_best_and_worst_follow_the_direction_of_the_metric(name: str, best: str,
     assert found == {best: "best", worst: "worst", "b": None}
 
 
+def test_time_is_told_apart_into_editing_and_evaluating() -> None:
+    bench = one_group()
+    for cell in bench["cells"]:
+        cell["seconds"] = {"load": 1.0, "base": 2.0, "edit": 600.0, "evaluate": 6.0, "total": 609.0}
+    count = len(bench["cells"])
+    (tiles,) = [said for _, said in Page(report(bench)).all("ul", class_="tiles")]
+    assert f"{10 * count} min editing" in tiles and f"{6 * count} s evaluating" in tiles
+
+
 def test_marks_by_what_is_shown_and_none_without_a_difference() -> None:
     share = facts_of("gen_free.locality", "share", {})
     assert marks([0.90004, 0.90001, 0.5, None], share) == ["best", "best", "worst", None]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kedit_bench.cells import Cell
 
 _ON_SCREEN = 6  # metrics a cell
+_SPENT = {"edit": "computing edits", "evaluate": "evaluating them"}
 
 
 @click.command()
@@ -164,6 +165,7 @@ def _show_plan(cells: Sequence[Cell], notes: Sequence[str]) -> None:
 
 def _show(found: Mapping[str, Any], folder: Path) -> None:
     """A line for each cell with what most people look at first; the rest is in the files."""
+    from kedit_core.cli.plan import human_time
     from kedit_core.evaluation.report import format_value
 
     cells = [cell for cell in found["cells"] if cell["evaluation"] is not None]
@@ -179,7 +181,10 @@ def _show(found: Mapping[str, Any], folder: Path) -> None:
         how = scenario["kind"] if scenario["kind"] == "single" else f"{scenario['kind']}:{scenario['size']}"
         rows.append((cell["model"], cell["label"], cell["dataset"], how, *values))
     show_table(("model", "method", "dataset", "scenario", *shown), rows)
-    say(f"\nwritten: {folder / 'bench.json'}, {folder / 'bench.csv'}, {folder / 'report.html'}")
+    spent = {part: sum(cell["seconds"][part] for cell in found["cells"]) for part in ("total", "edit", "evaluate")}
+    shares = ", ".join(f"{human_time(spent[part])} {what}" for part, what in _SPENT.items())
+    say(f"\n{human_time(spent['total'])} in all: {shares}, the rest loading models and reading them unedited")
+    say(f"written: {folder / 'bench.json'}, {folder / 'bench.csv'}, {folder / 'report.html'}")
 
 
 def _compare(pair: tuple[str, str], output: Path | None, json_to: str | None) -> None:

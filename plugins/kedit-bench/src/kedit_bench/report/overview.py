@@ -31,6 +31,8 @@ def tiles(bench: Bench) -> Markup:
     seconds = bench.manifest.get("seconds")
     if isinstance(seconds, int | float):
         shown.append((duration(seconds), "in all", None))
+        spent = {part: sum(cell.seconds.get(part, 0.0) for cell in bench.cells) for part in ("edit", "evaluate")}
+        shown += [(duration(spent["edit"]), "editing", None), (duration(spent["evaluate"]), "evaluating", None)]
     return element(
         "ul",
         [
