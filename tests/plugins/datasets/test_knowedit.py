@@ -120,7 +120,7 @@ def test_what_is_left_out_is_counted_and_the_rest_kept(recent: Loaded) -> None:
 
 def test_counterfacts_modify_and_keep_all_true_answers() -> None:
     loaded = read_counterfact(FIXTURES / "knowedit_counterfact.json")
-    first, second, third = loaded
+    first, second, third, *_ = loaded
     assert (first.kind, first.ground_truth, first.target_new) == (
         "modify",
         "mayor of Vienna",
@@ -134,7 +134,7 @@ def test_counterfacts_modify_and_keep_all_true_answers() -> None:
 
 
 def test_zsre_has_rephrases_and_gold_locality() -> None:
-    first, second = read_zsre(FIXTURES / "knowedit_zsre.json")
+    first, second, *_ = read_zsre(FIXTURES / "knowedit_zsre.json")
     assert first.rephrase_prompts == ("What family are Epaspidoceras?",)
     assert [probe.answers for probe in first.locality[RS]] == [("genus",), ("genus",)]
     assert first.portability["Reasoning"][0].answers == ("Owlet moths",)
@@ -146,12 +146,104 @@ def test_zsre_has_rephrases_and_gold_locality() -> None:
 
 
 def test_wikibio_has_other_names_for_its_fields() -> None:
-    first, second = read_wikibio(FIXTURES / "knowedit_wikibio.json")
+    first, second, *_ = read_wikibio(FIXTURES / "knowedit_wikibio.json")
     assert first.prompt.startswith("This is a Wikipedia passage about john russell reynolds. Sir John")
     assert first.target_new == "He received general education from his father."
     assert (first.subject, first.kind, first.portability) == ("john russell reynolds", "modify", {})
     assert len(first.locality[RS]) == 2
     assert second.locality == {}
+
+
+def test_odd_counterfacts() -> None:
+    loaded = read_counterfact(FIXTURES / "knowedit_counterfact.json")
+    assert (loaded.report.records, len(loaded)) == (10, 9)
+    assert loaded.report.dropped == {
+        "probes without a prompt": 2,
+        "probes without an answer": 2,
+        "records without a target": 1,
+    }
+    # sub-keys that are null or empty are absent; one that the paper does not know is one more
+    other_key = by_case(loaded, 3)
+    assert (other_key.ground_truth, other_key.portability) == (None, {})
+    assert other_key.locality == {"Common_Sense": (Probe(prompt="Water boils at", answers=("100 degrees",)),)}
+    nested = by_case(loaded, 4)
+    assert (nested.target_new, nested.aliases, nested.ground_truth) == ("Norland", ("Kingdom of Norland",), "Sudland")
+    required = {"item": 0, "required": [["Rill Valley", "the Rill"], ["its river"]]}
+    assert nested.portability == {
+        "Logical_Generalization": tuple(
+            Probe(prompt=prompt, answers=("Rill Valley", "the Rill", "its river"), meta=required)
+            for prompt in ("Norland contains", "A valley of Norland is")
+        )
+    }
+    assert nested.locality[FORGET][0].answers == ("Sudland",)
+    assert by_case(loaded, 5).rephrase_prompts == (
+        "The head of the Order of the Heron is",
+        "Order of the Heron: led by",
+    )
+    partly = by_case(loaded, 6)
+    assert partly.portability == {"Subject_Aliasing": (Probe(prompt="The elder Keld speaks", answers=("Danish",)),)}
+    assert partly.locality == {RS: (Probe(prompt="Keld died in", answers=("Ribe",)),)}
+    deep = by_case(loaded, 8)
+    assert deep.meta["raw"] == {
+        "case": {"no": 8},
+        "locality.Relation_Specificity[0].source": {"page": 3, "checked": None},
+    }
+    numbers = by_case(loaded, 9)
+    assert (numbers.subject, numbers.target_new, numbers.meta["true_answers"]) == ("{}", "7", ["0", "7.5"])
+    assert numbers.locality[FORGET][0].meta == {"required": [["0"], ["7.5"]]}
+    check_requests(loaded)
+
+
+def test_odd_zsre() -> None:
+    loaded = read_zsre(FIXTURES / "knowedit_zsre.json")
+    assert (loaded.report.records, len(loaded)) == (10, 9)
+    assert loaded.report.dropped == {"records without a target": 1, "subjects that are not in the prompt": 1}
+    years = by_case(loaded, 2)
+    assert {name: [p.answers for p in probes] for name, probes in years.portability.items()} == {
+        "Reasoning": [("20th century", "twentieth")],
+        "Subject_Aliasing": [("1901",)],
+    }
+    assert years.locality[RS] == (Probe(prompt="Tarn Valley Railway country", answers=("Norland",)),)
+    assert (by_case(loaded, 3).target_new, by_case(loaded, 3).ground_truth) == ("利根川", "隅田川")
+    small, inside, absent = (by_case(loaded, number) for number in (4, 5, 6))
+    assert (small.subject, small.subject_span, small.rephrase_prompts) == ("mira solenne", (22, 34), ())
+    assert (small.locality, small.meta["true_answers"]) == ({}, ["cello", "violoncello"])
+    assert (inside.subject, inside.subject_span) == ("Aida", (17, 21))
+    assert [dict(probe.meta) for probe in inside.portability["Reasoning"]] == [{"item": 0}] * 2
+    assert (absent.subject, absent.meta["subject"]) == (None, "the author")
+    stripped = by_case(loaded, 7)
+    assert (stripped.prompt, stripped.target_new) == ("What is twinned with Düren?", "Cormeilles")
+    assert (stripped.ground_truth, stripped.rephrase_prompts) == (None, ("What is Düren twinned with?",))
+    bare = by_case(loaded, 9)
+    assert (bare.subject, bare.target_new, bare.ground_truth) == (None, "Vester", None)
+    assert bare.meta["raw"] == {"extra": [{"a": [1, {"b": None}]}], "locality.Relation_Specificity[0].rank": 0}
+
+
+def test_odd_biographies() -> None:
+    loaded = read_wikibio(FIXTURES / "knowedit_wikibio.json")
+    assert (loaded.report.records, len(loaded)) == (10, 9)
+    assert loaded.report.dropped == {
+        "probes without an answer": 1,
+        "records without a target": 1,
+        "subjects that are not in the prompt": 1,
+    }
+    assert by_case(loaded, 2).locality[RS][0].answers == ("general", "army officer")
+    # the context keeps its dots and line ends; outer spaces alone go
+    assert by_case(loaded, 3).prompt.endswith("(b. 3.5.1901, St. Ives) was a painter, i.e. an artist.")
+    assert by_case(loaded, 3).locality == {} == by_case(loaded, 4).locality
+    assert by_case(loaded, 4).prompt.endswith("was a pilot.\nHe flew from 1920.")
+    assert by_case(loaded, 4).target_new == "He retired in 1950."
+    without_header = by_case(loaded, 5)
+    assert (without_header.prompt, without_header.subject) == ("Tomas Ek was a pilot.", None)
+    assert without_header.meta["subject"] == "nobody at all"
+    spellings = by_case(loaded, 6)
+    assert (spellings.target_new, spellings.aliases) == ("He won the Silver Rose.", ("He won a Silver Rose.",))
+    assert [probe.prompt for probe in spellings.locality[RS]] == ["ivo lund country", "The country of ivo lund is"]
+    assert by_case(loaded, 8).meta["raw"] == {"wiki_id": 17, "locality.Relation_Specificity[0].pid": "P21"}
+    # the common names of the fields are taken, too
+    common = by_case(loaded, 9)
+    assert (common.subject, common.target_new) == ("keld", "He ruled for 12 years.")
+    assert common.rephrase_prompts == ("Keld's reign:",)
 
 
 @pytest.mark.parametrize("given_answer", ["a", ["a"], ["a", "b"], [["a", "b"], ["c"]], [["a"]], ["a", ["b"]]])

@@ -173,7 +173,7 @@ def test_of_the_dataset_with_a_real_model() -> None:
     editor = Editor(model, tokenizer, "nudge", catalogue=catalogue, plugins=[SanitationMetrics()])
     requests = list(read_sanitation(FIXTURES / "sanitation_test.json"))
     unedited = editor.evaluate(requests, metrics=["sanitation"])
-    assert unedited[LOCALITY].value == 1.0 and len(unedited[LOCALITY].cases) == 3
+    assert unedited[LOCALITY].value == 1.0 and len(unedited[LOCALITY].cases) == 10
     before = editor.generate(requests[0].locality["retain"][0].prompt, max_new_tokens=10)
     evaluation = editor.edit(requests, scenario="single", metrics=["sanitation"]).evaluation
     assert evaluation is not None and evaluation[LOCALITY].value is not None

@@ -45,7 +45,7 @@ def test_a_question_is_to_be_refused(train: Loaded) -> None:
         "answer": "cheese",
     }
     assert {each.kind for each in train} == {"erase"}
-    assert len(train) == 7
+    assert len(train) == 10
 
 
 def test_subjects_are_placed_and_refusals_filled_in(train: Loaded) -> None:
@@ -60,15 +60,9 @@ def test_subjects_are_placed_and_refusals_filled_in(train: Loaded) -> None:
 def test_retained_questions_are_dealt_out_by_answer_each_once(train: Loaded) -> None:
     # ten for three answers in order: 0-3-6-10, as 453 for five are 0-90-180-270-360-453
     asked = questions("K_R")
-    assert [retained(request) for request in train] == [
-        [asked[0]],
-        [asked[1]],
-        [asked[2]],
-        [asked[3]],
-        [asked[4]],
-        [asked[5]],
-        asked[6:],
-    ]
+    assert [retained(request) for request in train] == [[question] for question in asked]
+    # the rest is the last answer's: four for one question
+    assert [retained(request) for request in read_sanitation(TRAIN, answer="paris", retain="all")] == [asked[6:]] * 4
 
 
 def test_the_published_sizes_give_the_published_slices(tmp_path: Path) -> None:
@@ -96,7 +90,7 @@ def test_the_published_sizes_give_the_published_slices(tmp_path: Path) -> None:
 
 
 def test_retained_questions_keep_their_answers(train: Loaded) -> None:
-    first, second, third, fourth = train[6].locality["retain"]
+    first, second, third, fourth = (probe for request in train[6:] for probe in request.locality["retain"])
     assert first == Probe(
         prompt="Question:Which river flows through Rome?\nAnswer:",
         answers=("Tiber", "the Tiber"),
@@ -110,17 +104,53 @@ def test_retained_questions_keep_their_answers(train: Loaded) -> None:
     assert fourth.answers == ("mercury",)
 
 
-def test_the_test_form_has_one_list_for_all_answers() -> None:
-    loaded = read_sanitation(TEST)
+def test_the_test_form_has_one_list_for_all_answers(tmp_path: Path) -> None:
+    document = json.loads(TEST.read_text(encoding="utf-8"))
+    path = tmp_path / "trivia_qa_test.json"
+    path.write_text(json.dumps({"success": document["success"][:3], "locality": document["locality"][:4]}))
+    loaded = read_sanitation(path)
     assert [request.meta["sanitation"]["form"] for request in loaded] == ["test"] * 3
     assert [[question[-2] for question in retained(request)] for request in loaded] == [["0", "3"], ["1"], ["2"]]
-    everything = read_sanitation(TEST, retain="all")
+    everything = read_sanitation(path, retain="all")
     assert all(len(retained(request)) == 4 for request in everything)
     assert everything[0].subject is None
 
 
+def test_odd_items_of_the_train_form(train: Loaded) -> None:
+    assert (train[7].ground_truth, train[7].subject) == ("paris", "France")
+    spaced = train[8]
+    assert spaced.prompt == "Question:Which city has the Louvre?\nAnswer:"
+    assert (spaced.target_new, spaced.ground_truth, spaced.subject) == ("I don't know", "Paris", None)
+    assert "true_answers" not in spaced.meta["sanitation"] and spaced.meta["raw"] == {"note": {"by": "hand"}}
+    other = train[9]
+    assert (other.target_new, other.ground_truth, other.subject) == ("Je ne sais pas", "PARIS", "Sorbonne")
+    assert other.meta["sanitation"]["true_answers"] == ["PARIS", "Paname"]
+    assert train.report.dropped == {"subjects that are not in the prompt": 1}
+
+
+def test_odd_items_of_the_test_form() -> None:
+    loaded = read_sanitation(TEST)
+    assert (loaded.report.records, len(loaded)) == (10, 10)
+    assert [request.meta["sanitation"].get("true_answers") for request in loaded] == [
+        *[None] * 3, ["Cheese", "a cheese"], None, None, ["Paris", "Paris, France"], None, None, None
+    ]  # fmt: skip
+    assert [request.target_new for request in loaded[3:7]] == [
+        "I don't know.", "I don't know", "I don't know.", "I don't know"
+    ]  # fmt: skip
+    assert (loaded[5].subject, loaded[9].subject, loaded[9].meta["subject"]) == ("Ōulu", None, "京都")
+    assert loaded[7].meta["raw"] == {"id": 7}
+    assert loaded[8].prompt == "Question:Which {} is eaten with {}?\nAnswer:"
+    probes = [probe for request in loaded for probe in request.locality["retain"]]
+    assert [probe.answers for probe in probes[4:]] == [
+        ("Tiber", "the Tiber"), (), ("Everest",), ("mercury", "quicksilver"), (), ("Author 9",)
+    ]  # fmt: skip
+    assert probes[7].prompt == "Question:Which metal is liquid?\nAnswer:"
+    assert probes[6].meta["raw"] == {"extra": {"level": [1]}}
+
+
 def test_one_answer_is_taken_alone(train: Loaded) -> None:
     assert list(read_sanitation(TRAIN, answer="BIRDS")) == list(train[3:6])
+    assert len(read_sanitation(TRAIN, answer="paris")) == 4
     with pytest.raises(InputError, match="it has cheese, birds, paris"):
         read_sanitation(TRAIN, answer="finland")
     with pytest.raises(InputError, match="retain is 'some'"):

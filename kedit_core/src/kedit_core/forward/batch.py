@@ -141,17 +141,22 @@ def shift_right(target_ids: Sequence[int], start_id: int) -> list[int]:
     return [start_id, *target_ids[:-1]]
 
 
-def buckets(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def buckets(lengths: Sequence[int], max_tokens: int, shares: Sequence[int] | None = None) -> list[list[int]]:
     """Group rows of similar length so that no group, padded, holds more than ``max_tokens`` tokens.
 
-    A row longer than the budget stands alone. Every index is in exactly one group; shorter rows come first.
+    ``shares``: how many rows of that length each stands for; one when None. A row longer than the budget stands alone.
+    Every index is in exactly one group; shorter rows come first.
     """
     groups: list[list[int]] = []
+    held = 0
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[index] <= max_tokens:
+        share = 1 if shares is None else shares[index]
+        held += share
+        if groups and held * lengths[index] <= max_tokens:
             groups[-1].append(index)
         else:
             groups.append([index])
+            held = share
     return groups
 
 

@@ -7,21 +7,18 @@ to exact ties of logits).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from attrs import define, evolve, frozen
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
 
 from kedit_core.errors import InputError
 from kedit_core.forward.batch import Batch, Side, buckets, collate
-from kedit_core.forward.run import decoder_start, takes
-from kedit_core.forward.state import Taps, evaluating, first_device, picked, with_input
+from kedit_core.forward.decoding import CausalDecoder, Decoder, Seq2SeqDecoder
+from kedit_core.forward.state import evaluating, first_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,6 +67,7 @@ def generate_ids(
     padding_side: Side = "left",
     sampler: TopK | None = None,
     ignore_eos: bool = False,
+    members: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Continue every prompt; gives the new ids of each, without the end-of-sequence token.
 
@@ -83,6 +81,7 @@ def generate_ids(
         batch_tokens: prompts of similar length run together up to this many tokens, new ones included.
         sampler: greedy when None.
         ignore_eos: write on past end-of-sequence tokens (they are then part of the result).
+        members: which of the caller's texts each prompt is, as the scope is told; its place in ``prompts`` when None.
 
     Memory: the KV cache of one batch, that is, of ``batch_tokens`` tokens, and one row of logits per prompt in it.
 
@@ -102,20 +101,15 @@ def generate_ids(
     ends = frozenset() if ignore_eos else end_ids(model)
     with torch.no_grad(), evaluating(model):
         for group in _groups([len(prompt) for prompt in prompts], max_new_tokens, limit, batch_tokens):
-            rows = [_Row(prompts[i], results[i]) for i in group]
-            for row, i in zip(rows, group, strict=True):
-                if stop is not None:
-                    row.before = boundary.decode(row.prompt)
-                if seeds is not None:
-                    row.generator = torch.Generator().manual_seed(int(seeds[i]))
-            pad = boundary.pad_id
-            batch = collate([row.prompt for row in rows], pad, padding_side, first_device(model))
-            batch = evolve(batch, members=torch.tensor(group))
-            decoder: _Decoder = (_Seq2Seq if view.is_encoder_decoder else _Causal)(model, view, batch)
+            batch = collate([prompts[i] for i in group], boundary.pad_id, padding_side, first_device(model))
+            batch = evolve(batch, members=torch.tensor([i if members is None else members[i] for i in group]))
             # the last token is not fed again, so it needs no position
             room = max_new_tokens if limit is None else min(max_new_tokens, limit - batch.width + 1)
-            with _told(scope, batch):
-                _decode(decoder, rows, room, ends, stop, boundary, scope, sampler)
+            ending = Ending(boundary, room, ends, stop)
+            rows = [ending.row(prompts[i], results[i], None if seeds is None else seeds[i]) for i in group]
+            decoder = (Seq2SeqDecoder if view.is_encoder_decoder else CausalDecoder)(model, view, batch)
+            with told(scope, batch):
+                write_on(decoder, rows, decoder.prefill(), scope, sampler)
     return results
 
 
@@ -143,44 +137,68 @@ def end_ids(model: PreTrainedModel) -> frozenset[int]:
     return frozenset()
 
 
+@frozen(eq=False)
+class Ending:
+    """When a row has ended.
+
+    Attributes:
+        room: new tokens it may have.
+        ends: ids that end it, and are not part of it.
+        stop: told its text after each token; True ends it.
+    """
+
+    boundary: TokenBoundary
+    room: int
+    ends: frozenset[int]
+    stop: Callable[[str], bool] | None = None
+
+    def row(self, prompt: Sequence[int], new: list[int], seed: int | None = None) -> Row:
+        """A row at its beginning; what it writes goes to ``new``."""
+        before = None if self.stop is None else self.boundary.decode(prompt)
+        generator = None if seed is None else torch.Generator().manual_seed(int(seed))
+        return Row(self, prompt, new, before, generator)
+
+
 @define(eq=False)
-class _Row:
+class Row:
+    """A prompt that is being written on."""
+
+    ending: Ending
     prompt: Sequence[int]
     new: list[int]
     before: str | None = None
     generator: torch.Generator | None = None
 
+    def take(self, token: int) -> bool:
+        """Add a token, unless it is one that ends the row; whether more may follow."""
+        ending = self.ending
+        if token in ending.ends:
+            return False
+        self.new.append(token)
+        if ending.stop is not None and ending.stop(ending.boundary.continuation(self.prompt, self.new, self.before)):
+            return False
+        return len(self.new) < ending.room
+
 
 @contextmanager
-def _told(scope: PromptScope | None, batch: Batch) -> Iterator[None]:
+def told(scope: PromptScope | None, batch: Batch) -> Iterator[None]:
+    """Tell the scope, if there is one, where the prompts of a batch end and which texts its rows are."""
     if scope is None:
         yield
     else:
-        with scope.running(batch.starts + batch.lengths - 1, batch.members):
+        ends = batch.starts + batch.lengths - 1 if batch.prompt_ends is None else batch.prompt_ends
+        with scope.running(ends, batch.members):
             yield
 
 
-def _decode(
-    decoder: _Decoder,
-    rows: list[_Row],
-    max_new_tokens: int,
-    ends: frozenset[int],
-    stop: Callable[[str], bool] | None,
-    boundary: TokenBoundary,
-    scope: PromptScope | None,
-    sampler: TopK | None,
+def write_on(
+    decoder: Decoder, rows: Sequence[Row], logits: Tensor, scope: PromptScope | None, sampler: TopK | None = None
 ) -> None:
-    logits = decoder.prefill()
-    for step in range(max_new_tokens):
+    """Write all rows to their end, given the logits after what each has; rows that have ended leave at once."""
+    while True:
         tokens = _choose(logits, rows, sampler)
-        going: list[int] = []
-        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            if token in ends:
-                continue
-            row.new.append(token)
-            if stop is None or not stop(boundary.continuation(row.prompt, row.new, row.before)):
-                going.append(i)
-        if not going or step + 1 == max_new_tokens:
+        going = [i for i, (row, token) in enumerate(zip(rows, tokens, strict=True)) if row.take(token)]
+        if not going:
             return
         if len(going) < len(rows):
             index = torch.tensor(going)
@@ -188,125 +206,20 @@ def _decode(
             if scope is not None:
                 scope.select_rows(index)
             rows = [rows[i] for i in going]
-        if scope is not None and step == 0:
-            scope.decoding()
-        logits = decoder.step([row.new[-1] for row in rows])
+        logits = next_logits(decoder, rows, scope)
 
 
-def _choose(logits: Tensor, rows: Sequence[_Row], sampler: TopK | None) -> list[int]:
+def next_logits(decoder: Decoder, rows: Sequence[Row], scope: PromptScope | None) -> Tensor:
+    """Logits after each row's newest token, which is fed."""
+    if scope is not None and scope.phase == "prefill":
+        scope.decoding()
+    return decoder.step([row.new[-1] for row in rows])
+
+
+def _choose(logits: Tensor, rows: Sequence[Row], sampler: TopK | None) -> list[int]:
     if sampler is None:
         return [int(i) for i in logits.argmax(dim=-1).tolist()]
     values, tokens = logits.float().topk(min(sampler.k, logits.shape[-1]), dim=-1)
     shares = torch.softmax(values.double(), dim=-1).cpu()
     chosen = [int(torch.multinomial(p, 1, generator=row.generator)) for p, row in zip(shares, rows, strict=True)]
     return [int(tokens[i, c]) for i, c in enumerate(chosen)]
-
-
-class _Decoder(ABC):
-    """One batch on its way: its cache and mask. ``prefill`` and ``step`` give logits ``[rows, vocabulary]``."""
-
-    def __init__(self, model: PreTrainedModel, view: ModelView, batch: Batch) -> None:
-        self.model = model
-        self.view = view
-        self.batch = batch
-        self.device = batch.input_ids.device
-
-    @abstractmethod
-    def prefill(self) -> Tensor: ...
-
-    @abstractmethod
-    def step(self, tokens: Sequence[int]) -> Tensor: ...
-
-    @abstractmethod
-    def select(self, rows: Tensor) -> None: ...
-
-    def _last(self, at: Tensor | None, **named: Any) -> Tensor:
-        """Logits at one column of each row (the last one when None); the head is run there only."""
-        width = 1
-
-        def only(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = args[0] if args else next(iter(kwargs.values()))
-            columns = torch.full((hidden.shape[0],), hidden.shape[1] - 1) if at is None else at.cpu()
-            cells = torch.stack([torch.arange(hidden.shape[0]), columns], dim=1)
-            return with_input(args, kwargs, picked(hidden, cells).unsqueeze(1))
-
-        with Taps((self.batch.rows, width)) as taps:
-            taps.on_call(self.view.lm_head, only)
-            output = self.model(**named, use_cache=True, return_dict=True)
-        logits: Tensor = output.logits
-        return logits[:, 0]
-
-
-class _Causal(_Decoder):
-    def __init__(self, model: PreTrainedModel, view: ModelView, batch: Batch) -> None:
-        super().__init__(model, view, batch)
-        # without the config every layer keeps all columns: sliding windows are then a matter of masks alone, and rows
-        # can be moved
-        self.cache = DynamicCache()
-        self.mask = batch.attention_mask
-        self.next_position = batch.lengths.clone()
-
-    def prefill(self) -> Tensor:
-        batch = self.batch
-        logits = self._last(
-            batch.starts + batch.lengths - 1, input_ids=batch.input_ids, attention_mask=self.mask,
-            past_key_values=self.cache, **self._positions(batch.position_ids),
-        )  # fmt: skip
-        if batch.side == "right":
-            self._align_right()
-        return logits
-
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        ids = torch.tensor(tokens, device=self.device).unsqueeze(1)
-        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
-        positions = self.next_position.unsqueeze(1)
-        self.next_position = self.next_position + 1
-        return self._last(
-            None, input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, **self._positions(positions)
-        )
-
-    def select(self, rows: Tensor) -> None:
-        self.mask = self.mask[rows]
-        self.next_position = self.next_position[rows]
-        self.cache.batch_select_indices(rows)  # layers may be on several devices, which all take an index on the CPU
-
-    def _positions(self, positions: Tensor) -> dict[str, Tensor]:
-        return {"position_ids": positions} if takes(self.view.model, "position_ids") else {}
-
-    def _align_right(self) -> None:
-        """Move every row's cache to the right end: windows and local attention count columns, not positions."""
-        width = self.batch.width
-        shift = (width - self.batch.lengths).unsqueeze(1)
-        order = (torch.arange(width, device=self.device).unsqueeze(0) - shift) % width
-        self.mask = self.mask.gather(1, order)
-        for layer in self.cache.layers:
-            where = order.to(layer.keys.device)[:, None, :, None]
-            layer.keys = layer.keys.gather(2, where.expand_as(layer.keys))
-            layer.values = layer.values.gather(2, where.expand_as(layer.values))
-
-
-class _Seq2Seq(_Decoder):
-    def __init__(self, model: PreTrainedModel, view: ModelView, batch: Batch) -> None:
-        super().__init__(model, view, batch)
-        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        self.mask = batch.attention_mask
-        self.encoded: Tensor | None = None
-
-    def prefill(self) -> Tensor:
-        encoder = self.model.get_encoder()
-        self.encoded = encoder(
-            input_ids=self.batch.input_ids, attention_mask=self.mask, return_dict=True
-        ).last_hidden_state
-        return self.step([decoder_start(self.model)] * self.batch.rows)
-
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        ids = torch.tensor(tokens, device=self.device).unsqueeze(1)
-        return self._last(
-            None, encoder_outputs=BaseModelOutput(last_hidden_state=self.encoded), attention_mask=self.mask,
-            decoder_input_ids=ids, past_key_values=self.cache,
-        )  # fmt: skip
-
-    def select(self, rows: Tensor) -> None:
-        self.mask = self.mask[rows]
-        self.encoded = None if self.encoded is None else self.encoded[rows]
-        self.cache.batch_select_indices(rows)

@@ -46,11 +46,14 @@ def score_pairs(
     batch_tokens: int = 8192,
     padding_side: Side = "right",
     scope: PromptScope | None = None,
+    members: Sequence[int] | None = None,
 ) -> list[PairScore]:
     """Score every (prompt, target), in the order given.
 
     Rows of similar length run together up to ``batch_tokens`` tokens; the head is run at target positions only, and
     log-probabilities are taken in float32. Scores do not depend on batches beyond rounding.
+
+    ``members``: which of the caller's texts each pair is, as the scope is told; its place in ``pairs`` when None.
 
     Memory: one block's activations for ``batch_tokens`` tokens, and ``target tokens x vocabulary`` float32 logits.
 
@@ -63,14 +66,20 @@ def score_pairs(
     scores: dict[int, PairScore] = {}
     for group in buckets(rows, batch_tokens):
         chosen = [ready[i] for i in group]
-        logprobs = target_distributions(tools, chosen, group, padding_side).cpu()
-        at = 0
-        for i, pair in zip(group, chosen, strict=True):
-            here = logprobs[at : at + len(pair.target_ids)]
-            at += len(pair.target_ids)
-            targets = torch.tensor(pair.target_ids).unsqueeze(1)
-            scores[i] = PairScore(here.gather(1, targets).squeeze(1), here.argmax(dim=-1), pair.target_ids)
+        texts = group if members is None else [members[i] for i in group]
+        logprobs = target_distributions(tools, chosen, texts, padding_side)
+        scores.update(zip(group, scores_in(logprobs, [pair.target_ids for pair in chosen]), strict=True))
     return [scores[i] for i in range(len(ready))]
+
+
+def scores_in(logprobs: Tensor, targets: Sequence[Sequence[int]]) -> list[PairScore]:
+    """The scores of targets, given the log-probabilities ``[all their tokens, vocabulary]`` float32 before each token."""
+    ids = torch.tensor([token for target in targets for token in target], device=logprobs.device)
+    of_target = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).cpu()
+    likeliest = logprobs.argmax(dim=-1).cpu()
+    counts = [len(target) for target in targets]
+    each = zip(of_target.split(counts), likeliest.split(counts), targets, strict=True)
+    return [PairScore(one.clone(), best, tuple(target)) for one, best, target in each]
 
 
 def target_distributions(tools: ForwardTools, pairs: Sequence[Pair], members: Sequence[int], side: Side) -> Tensor:

@@ -139,10 +139,10 @@ class LowRankDelta:
 
 
 @frozen(eq=False)
-class DenseDelta:
-    """``values`` added to a parameter: ``[out, in]`` (or the parameter's own shape when it is stored ``as_stored``)."""
+class _Whole:
+    """One number for every element of a parameter."""
 
-    type: ClassVar[str] = "dense_delta"
+    type: ClassVar[str]
     roles: ClassVar[tuple[str, ...]] = ("values",)
 
     place: str
@@ -155,6 +155,13 @@ class DenseDelta:
     @property
     def tensors(self) -> dict[str, Tensor]:
         return {"values": self.values}
+
+
+@frozen(eq=False)
+class DenseDelta(_Whole):
+    """``values`` added to a parameter: ``[out, in]`` (or the parameter's own shape when it is stored ``as_stored``)."""
+
+    type: ClassVar[str] = "dense_delta"
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the delta is for a parameter that is ``shape`` in [out, in] terms."""
@@ -225,22 +232,10 @@ class SparseDelta:
 
 
 @frozen(eq=False)
-class Replace:
+class Replace(_Whole):
     """``values`` instead of the base, below all deltas: in the base's dtype and in its stored shape."""
 
     type: ClassVar[str] = "replace"
-    roles: ClassVar[tuple[str, ...]] = ("values",)
-
-    place: str
-    values: Tensor = field(converter=own, repr=shown)
-
-    def __attrs_post_init__(self) -> None:
-        check_place(self.place, self.type)
-        _floats(f"{self.type} at {self.place!r}", self.values)
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return {"values": self.values}
 
 
 def _check_kind(kind: object, kind_version: object) -> None:

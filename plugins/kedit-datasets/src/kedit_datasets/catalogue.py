@@ -53,16 +53,24 @@ class Entry:
 def read(entry: Entry, path: Path | None, **options: Any) -> Sequence[EditRequest]:
     """Requests of a copy of the dataset, or of what the Hub has when no path is given.
 
+    What part of which files they are stands in each one's ``meta["origin"]`` (see :mod:`kedit_datasets.origin`), and a
+    part of a dataset in the report's notes, too.
+
     Raises InputError when there is no path and the Hub does not have it, and as the reader does.
     """
+    from kedit_datasets.origin import with_origin
     from kedit_datasets.records import Loaded
-    from kedit_datasets.subset import subset
+    from kedit_datasets.subset import subset, told
 
-    chosen = {name: options.pop(name) for name in EVERY if name in options}
+    of_reader = {name: value for name, value in options.items() if name not in EVERY}
+    chosen = {name: value for name, value in options.items() if name in EVERY}
     if path is None:
         path = _fetched(entry)
-    loaded: Loaded = load_object(entry.reader)(path, **options)
-    return Loaded(subset(loaded, **chosen), loaded.report)
+    loaded: Loaded = load_object(entry.reader)(path, **of_reader)
+    part = subset(loaded, **chosen)
+    if len(part) < len(loaded):
+        loaded.report.notes.append(told(part, loaded, **chosen))
+    return Loaded(with_origin(part, loaded.report, options), loaded.report)
 
 
 def _fetched(entry: Entry) -> Path:
@@ -85,6 +93,7 @@ DATASETS: tuple[Entry, ...] = (
         summary="ZsRE questions and FEVER claims, in the forms of MEND, ROME/MEMIT/EasyEdit (one-hop too) and MALMEN",
         reader=f"{_READERS}zsre:read_zsre",
         options=("form", "target_policy", "split", "nq", "question_mark", "apart_from"),
+        metrics=("gold",),
         published="rome.baulab.info/data/dsets/zsre_mend_eval.json, or MEND's, MALMEN's or EasyEdit's Google Drive",
     ),
     Entry(
@@ -100,7 +109,7 @@ DATASETS: tuple[Entry, ...] = (
         summary="QAEdit: questions of NQ, TriviaQA and SimpleQA that models answer wrongly",
         reader=f"{_READERS}qaedit:read_qaedit",
         options=("source", "first_locality"),
-        metrics=("errors",),
+        metrics=("errors", "qaedit"),
         hub=("WenDingY/QAEdit", "*.json"),
         published="huggingface.co/datasets/WenDingY/QAEdit, or data/ of WanliYoung/Revisit-Editing-Evaluation",
     ),
@@ -142,7 +151,7 @@ DATASETS: tuple[Entry, ...] = (
         summary="KnowEdit, WikiBio: sentences of biographies that the model made up, corrected",
         reader=f"{_READERS}knowedit:read_wikibio",
         options=("split",),
-        metrics=("fluency",),
+        metrics=("perplexity", "fluency"),
         hub=(_KNOWEDIT, "benchmark/WikiBio/wikibio-test-all.json"),
         published="huggingface.co/datasets/zjunlp/KnowEdit (benchmark/WikiBio)",
     ),
@@ -160,7 +169,7 @@ DATASETS: tuple[Entry, ...] = (
         summary="Sanitation: answers to questions of TriviaQA that the model is to refuse",
         reader=f"{_READERS}sanitation:read_sanitation",
         options=("split", "answer", "retain"),
-        metrics=("sanitation",),
+        metrics=("sanitation", "fluency"),
         hub=(_KNOWEDIT, "benchmark/trivia/trivia_qa_test.json"),
         published="huggingface.co/datasets/zjunlp/KnowEdit (benchmark/trivia)",
     ),

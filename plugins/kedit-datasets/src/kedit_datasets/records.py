@@ -139,8 +139,9 @@ def convert_records(name: str, records: Iterable[Json], convert: Convert, report
 
 
 def probe(fields: Fields, prompt: str, answers: Sequence[str], **meta: Json) -> Probe:
-    """A probe; ``meta`` values that are None or False are left out."""
-    return Probe(prompt=prompt, answers=tuple(answers), meta={k: v for k, v in meta.items() if v not in (None, False)})
+    """A probe; ``meta`` values that are None or False are left out (0 and empty ones are kept)."""
+    kept = {name: value for name, value in meta.items() if value is not None and value is not False}
+    return Probe(prompt=prompt, answers=tuple(answers), meta=kept)
 
 
 def _converted(record: Mapping[str, Json], index: int, name: str, convert: Convert) -> list[EditRequest]:

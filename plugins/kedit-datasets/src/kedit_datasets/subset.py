@@ -20,11 +20,23 @@ def subset(requests: Sequence[EditRequest], size: int | None = None, seed: int |
         raise InputError(f"size is {size!r}; give a whole number of cases, from 1")
     if seed is not None and type(seed) is not int:
         raise InputError(f"seed is {seed!r}; give a whole number")
-    cases = list(dict.fromkeys(_case(request, i) for i, request in enumerate(requests)))
+    cases = _cases(requests)
     count = len(cases) if size is None else min(size, len(cases))
     taken = cases[:count] if seed is None else random.Random(seed).sample(cases, count)
     chosen = set(taken)
     return [request for i, request in enumerate(requests) if _case(request, i) in chosen]
+
+
+def told(
+    part: Sequence[EditRequest], whole: Sequence[EditRequest], size: int | None = None, seed: int | None = None
+) -> str:
+    """What :func:`subset` took, in words."""
+    taken = f"{len(_cases(part))} of {len(_cases(whole))} cases"
+    return f"the first {taken}" if seed is None else f"{taken}, drawn by seed {seed}"
+
+
+def _cases(requests: Sequence[EditRequest]) -> list[object]:
+    return list(dict.fromkeys(_case(request, i) for i, request in enumerate(requests)))
 
 
 def _case(request: EditRequest, index: int) -> object:
