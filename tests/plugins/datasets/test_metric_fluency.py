@@ -9,14 +9,16 @@ import toy_methods
 from hypothesis import given
 from hypothesis import strategies as st
 from metric_tools import ALONE, HandMade, told
+from plugins.datasets.reader_tools import FIXTURES
 
-from kedit_core import Editor, EditRequest
+from kedit_core import Editor, EditRequest, Probe
 from kedit_core.errors import MissingExtraError
 from kedit_core.evaluation import Answers, Evaluation, combine
 from kedit_core.testing.tiny import tiny
 from kedit_datasets.metrics.fluency import NAME, FluencyMetrics
 from kedit_datasets.metrics.ngrams import generation_entropy, ngram_entropy, repeated_share, sentences, word_tokenizer
 from kedit_datasets.metrics.sampling import clean
+from kedit_datasets.readers.sanitation import read_sanitation
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=12)
 
@@ -141,6 +143,35 @@ def test_generation_prompts_are_taken_where_there_are_some_and_never_mixed() -> 
     alone = measure([without], model, model, requests=[with_openings, without])
     assert alone.value is None and alone.left_out == 1
     assert alone.tag == "sample_top5_total100.generation-prompts.GE.batch.1+merged"
+
+
+def test_of_what_is_to_be_erased_texts_begin_with_locality_prompts() -> None:
+    kept = (Probe(prompt="Question:Who?\nAnswer:"), Probe(prompt="Where?"))
+    erase, bare = fact(1, kind="erase", locality={"retain": kept}), fact(2, kind="erase")
+    model = HandMade(written={"Question:Who?\nAnswer:": " a b c d", "Question:Where?\nAnswer:": " x y z"})
+    result = measure([erase, bare], model, model)
+    assert result.tag == "sample_top5_total100.locality-prompts.GE.batch.2+merged"
+    assert set(result.cases) == {"1"} and result.left_out == 1
+    assert [output["edited"] for output in result.outputs] == [
+        "Question:Who?\nAnswer: a b c d",
+        "Question:Where?\nAnswer: x y z",
+    ]
+    alone = measure([bare], model, model, requests=[erase, bare])
+    assert alone.value is None and alone.left_out == 1
+    # one edit that erases nothing, and the run is as any other; openings come first
+    other = HandMade(written={"1 Oslo is": " a b c", "2 Oslo is": " d e f", "In Oslo": " g h i"})
+    assert ".edit-prompts." in measure([erase, fact(2)], other, other).tag
+    assert ".edit-prompts." in measure([bare], other, other).tag
+    opened = fact(1, kind="erase", locality={"retain": kept}, generation_prompts=("In Oslo",))
+    assert ".generation-prompts." in measure([opened], other, other).tag
+
+
+def test_of_sanitation_all_that_is_retained_is_written_on() -> None:
+    requests = list(read_sanitation(FIXTURES / "sanitation_test.json"))
+    probes = [probe.prompt for request in requests for probe in request.locality["retain"]]
+    model = HandMade(written=dict.fromkeys(probes, " one two three"))
+    result = measure(requests, model, model)
+    assert len(result.cases) == 10 and [output["prompt"] for output in result.outputs] == probes
 
 
 def test_short_texts_are_skipped_and_counted() -> None:

@@ -15,7 +15,7 @@ from kedit_core.errors import InputError, RequestError
 from kedit_core.requests import EditRequest
 from kedit_datasets.fields import Dropped, Fault, Fields
 from kedit_datasets.files import file_of, json_document, json_records
-from kedit_datasets.records import Loaded, Report, convert_records, read_records
+from kedit_datasets.records import Loaded, Report, convert_records, probe, read_records
 
 
 def one(record: Fields, index: int) -> Sequence[EditRequest]:
@@ -120,6 +120,12 @@ def test_requests_carry_their_origin() -> None:
     # the order of fields does not matter, their values do
     again, other = convert([dict(reversed(record.items())), record | {"extra": [1]}])
     assert again.meta["raw_digest"] == loaded[0].meta["raw_digest"] != other.meta["raw_digest"]
+
+
+def test_meta_of_probes_that_says_nothing_is_left_out_and_zero_says_something() -> None:
+    found = probe(Fields({}), "p", ["a"], none=None, no=False, yes=True, zero=0, null=0.0, empty="", nothing=[])
+    assert found.meta == {"yes": True, "zero": 0, "null": 0.0, "empty": "", "nothing": []}
+    assert type(found.meta["zero"]) is int and found.answers == ("a",)
 
 
 def test_all_faults_are_told_at_once() -> None:

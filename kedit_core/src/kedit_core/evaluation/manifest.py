@@ -46,8 +46,15 @@ def run_manifest(
         "model_digest": model_digest,
         "requests": len(requests) if requests is not None else None,
         "requests_digest": requests_digest(requests) if requests is not None else None,
+        "origins": _origins(requests or ()),
         **more,
     }
+
+
+def _origins(requests: Sequence[EditRequest]) -> list[Any]:
+    """What readers of datasets say in ``meta["origin"]``: files with digests, and which part of them; each once."""
+    told = [request.meta["origin"] for request in requests if "origin" in request.meta]
+    return list({json.dumps(each, sort_keys=True, default=str): each for each in told}.values())
 
 
 @functools.cache  # reading the metadata of all distributions takes a third of a second
