@@ -129,7 +129,7 @@ def test_a_failing_method_leaves_no_record_and_no_thread(context, make_request) 
 
 def test_each_editor_gets_its_own_plugins() -> None:
     first, second = plugin(), plugin()
-    assert [type(p).__name__ for p in first] == ["CoreMetrics", "EfficiencyMetrics"]
+    assert [type(p).__name__ for p in first] == ["CoreMetrics", "EfficiencyMetrics", "LatencyMetrics"]
     assert not any(a is b for a, b in zip(first, second, strict=True))
 
 

@@ -121,10 +121,7 @@ def metrics(ctx: click.Context, json_to: str | None) -> None:
         show_table(("--protocol", "what it reads"), [(n, p["summary"]) for n, p in zip(names, protocols, strict=True)])
         asked = [row for row in found if row["on_request"]]
         say()
-        if asked:
-            show_table(("--metric", "measures", "what it is"), [(r["group"], r["name"], r["summary"]) for r in asked])
-        else:
-            say("No metrics on request are installed; pip install kedit-datasets brings the field's.")
+        show_table(("--metric", "measures", "what it is"), [(r["group"], r["name"], r["summary"]) for r in asked])
 
     emit(json_to, lambda: {"protocols": protocols, "metrics": found, "problems": _problems(installed)}, text)
     _warn(installed)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedit_core.evaluation.aggregate import metric_result
 from kedit_core.evaluation.efficiency import EfficiencyMetrics
+from kedit_core.evaluation.latency import LatencyMetrics
 from kedit_core.evaluation.manifest import requests_digest, run_manifest
 from kedit_core.evaluation.metrics import METRICS, CoreMetrics, Item, case_of, core_metrics, items_of, prefetch, way_of
 from kedit_core.evaluation.protocols import (
@@ -57,6 +58,7 @@ __all__ = [
     "FreeGeneration",
     "Item",
     "Judgement",
+    "LatencyMetrics",
     "Protocol",
     "Questions",
     "Reading",
@@ -87,7 +89,7 @@ __all__ = [
 
 def plugin() -> list[object]:
     """The entry point ``core-evaluation``: fresh plugin objects for one Editor."""
-    return [CoreMetrics(), EfficiencyMetrics()]
+    return [CoreMetrics(), EfficiencyMetrics(), LatencyMetrics()]
 
 
 def __getattr__(name: str) -> Any:
