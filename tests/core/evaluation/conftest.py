@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,9 @@ class Scripted:
     def __init__(self, script: Mapping[str, str]) -> None:
         self.script = dict(script)
         self.asked: list[list[str]] = []
+
+    def at_once(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def _raw(self, prompt: str) -> str:
         return self.script.get(prompt, " nothing")

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 
 from kedit_core.errors import InputError
-from kedit_core.evaluation import SENTENCE, WILD, Answers
+from kedit_core.evaluation import SENTENCE, WILD, Answers, TargetTokens
 from kedit_core.forward import TokenBoundary, TopK
 from kedit_core.models import AdapterRegistry
 from kedit_core.models.builtin import ADAPTERS
@@ -161,7 +162,7 @@ def counted(model: torch.nn.Module) -> Iterator[list[int]]:
 
 def test_each_answer_is_read_once_and_nothing_before_it_is_asked_for() -> None:
     answers = answers_of("gpt2")
-    with counted(answers._own.model) as calls:
+    with counted(answers._model.readers.own.model) as calls:
         assert calls == []
         first = answers.generate(PROMPTS)
         ran = len(calls)
@@ -178,6 +179,62 @@ def test_each_answer_is_read_once_and_nothing_before_it_is_asked_for() -> None:
         assert answers.generate(PROMPTS[:1]) == first[:1] and len(calls) > ran
 
 
+def asked_at_once(answers: Answers) -> tuple[list[str], list[TargetTokens], list[torch.Tensor]]:
+    """Answers to some prompts, and targets of some; asked in one block."""
+    with answers.at_once():
+        assert answers.generate(PROMPTS[:7]) == [""] * 7
+        answers.target_tokens(PAIRS[6:])
+    return answers.generate(PROMPTS[:7]), answers.target_tokens(PAIRS[6:]), answers.target_logprobs(PAIRS[6:])
+
+
+def same_as_apart(found: tuple[Any, ...], answers: Answers) -> None:
+    said, tokens, logprobs = found
+    assert said == answers.generate(PROMPTS[:7])
+    assert tokens == answers.target_tokens(PAIRS[6:])
+    for one, two in zip(logprobs, answers.target_logprobs(PAIRS[6:]), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_asked_at_once_prompts_are_read_once_to_the_same_answers(family: str) -> None:
+    apart = answers_of(family, batch_tokens=1)
+    for settings in ({}, {"batch_tokens": 150}, {"padding_side": "right"}):
+        same_as_apart(asked_at_once(answers_of(family, **settings)), apart)
+    answers = answers_of(family)
+    with counted(answers._model.readers.own.model) as calls:
+        with answers.at_once():
+            answers.generate(PROMPTS[:1])
+            answers.target_tokens(PAIRS[:3])
+        ran = len(calls)
+        assert ran > 0
+        asked = answers.generate(PROMPTS[:1]), answers.target_tokens(PAIRS[:3]), answers.target_logprobs(PAIRS[:3])
+        assert asked[0] == apart.generate(PROMPTS[:1]) and len(calls) == ran
+        with answers.at_once():
+            answers.generate(PROMPTS[:1])
+            answers.generate(PROMPTS[:1], rule=WILD)  # known beside new
+            answers.target_tokens([*PAIRS[:3], (PROMPTS[0], "a fourth")])
+        assert len(calls) > ran
+        assert answers.generate(PROMPTS[:1], rule=WILD) == apart.generate(PROMPTS[:1], rule=WILD)
+
+
+def test_blocks_lie_in_one_another_and_an_error_ends_them() -> None:
+    answers = answers_of("gpt2")
+    with counted(answers._model.readers.own.model) as calls:
+        with answers.at_once():
+            with answers.at_once():
+                answers.generate(PROMPTS)
+            assert not calls and answers.generate(PROMPTS[:1]) == [""]
+        assert calls
+        ran = len(calls)
+        with pytest.raises(ZeroDivisionError), answers.at_once():
+            answers.target_tokens(PAIRS)
+            raise ZeroDivisionError
+        with answers.noting() as questions, answers.at_once():
+            answers.target_tokens(PAIRS)
+        assert len(questions.kinds) == 1 and len(calls) == ran
+    assert answers.generate(PROMPTS) == answers_of("gpt2").generate(PROMPTS)
+
+
 def test_prefetch_reads_all_that_the_metrics_ask(make_request) -> None:
     from kedit_core.evaluation import core_metrics
 
@@ -185,7 +242,7 @@ def test_prefetch_reads_all_that_the_metrics_ask(make_request) -> None:
     base, edited = answers_of("gpt2", base=True), answers_of("gpt2")
     base.prefetch(requests, ["gen_free", "tf_token"])
     edited.prefetch(requests, ["generate", "tf_token"])
-    with counted(base._own.model) as of_base, counted(edited._own.model) as of_edited:
+    with counted(base._model.readers.own.model) as of_base, counted(edited._model.readers.own.model) as of_edited:
         results = core_metrics(
             requests, base, edited, protocols=["gen_free", "tf_token"], scenario="batch", way="merged"
         )
@@ -195,7 +252,7 @@ def test_prefetch_reads_all_that_the_metrics_ask(make_request) -> None:
 
 def test_the_model_is_left_as_found() -> None:
     answers = answers_of("gpt2")
-    model = answers._own.model
+    model = answers._model.readers.own.model
     model.train()
     model.transformer.h[0].eval()
     state, modes = torch.get_rng_state(), [module.training for module in model.modules()]
@@ -243,6 +300,12 @@ def stacked() -> tuple[PatchStack, Answers, Answers]:
     stack = PatchStack.of(model, kinds={"test.by_length": ByLength}, view=view)
     base = Answers(model, view, TokenBoundary(tokenizer), stack, base=True)
     return stack, base, Answers(model, view, TokenBoundary(tokenizer), stack)
+
+
+def stacked_reader(stack: PatchStack) -> Answers:
+    """Another reader of the same model, which knows nothing yet."""
+    view = AdapterRegistry(ADAPTERS).for_model(stack.model)
+    return Answers(stack.model, view, TokenBoundary(tiny("llama")[1]), stack)
 
 
 def patch_of(stack: PatchStack, *operations) -> EditPatch:
@@ -301,13 +364,15 @@ def test_routes_put_context_before_a_prompt_and_choose_the_model() -> None:
         wanted = gpt if route == 2 else plain
         assert [tokens] == wanted.target_tokens([(HOPS * (route == 1) + prompt, target)])
     assert base.raw_generate(PROMPTS, 8) == plain.raw_generate(PROMPTS, 8)
+    same_as_apart(asked_at_once(stacked_reader(stack)), edited)
+    same_as_apart(asked_at_once(base), plain)
 
 
 # ------------------------------------------------------------------ samples and bounded writing
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_sample_follows_from_its_prompt_and_seed_alone(family: str) -> None:
     answers = answers_of(family)
-    room = 40 + max(len(answers._own.boundary.prompt(text).ids) for text in PROMPTS)
+    room = 40 + max(len(answers._model.readers.own.boundary.prompt(text).ids) for text in PROMPTS)
     found = answers.sample(PROMPTS, total_tokens=room, k=3, seed=5)
     other = answers_of(family, batch_tokens=60)
     assert other.sample(PROMPTS[::-1], total_tokens=room, k=3, seed=5) == found[::-1]
@@ -318,7 +383,7 @@ def test_a_sample_follows_from_its_prompt_and_seed_alone(family: str) -> None:
 
 def test_a_sample_and_its_prompt_have_the_length_asked_for() -> None:
     answers = answers_of("gpt2")
-    boundary = answers._own.boundary
+    boundary = answers._model.readers.own.boundary
     seen: list[int] = []
     real = boundary.continuation
 

@@ -155,7 +155,7 @@ def test_continuations_are_what_is_written_with_its_tokens(family: str) -> None:
     answers = Bench(family).answers()
     written = answers.continuations(PROMPTS, 6)
     assert [each.text for each in written] == answers.raw_generate(PROMPTS, 6)
-    boundary = answers._own.boundary
+    boundary = answers._model.readers.own.boundary
     for prompt, each in zip(PROMPTS, written, strict=True):
         assert len(each.tokens) == 6, "this model does not end by itself"
         assert boundary.continuation(boundary.prompt(prompt).ids, each.tokens) == each.text
@@ -163,7 +163,7 @@ def test_continuations_are_what_is_written_with_its_tokens(family: str) -> None:
 
 def test_rows_that_cannot_be_compared_or_do_not_fit_are_refused() -> None:
     bench = Bench("gpt2")
-    tools = bench.answers()._own.tools
+    tools = bench.answers()._model.readers.own.tools
     one, other = bench.boundary.pair("Paris", "is big"), bench.boundary.pair("Paris", "was big")
     with pytest.raises(InputError, match="after the same target tokens only"):
         pair_divergences(tools, tools, [(one, other)], showing_before=bench.stack.suspended)

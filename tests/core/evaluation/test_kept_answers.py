@@ -12,6 +12,7 @@ import torch
 from kedit_core import Editor, EditRequest
 from kedit_core.evaluation import Answers
 from kedit_core.evaluation.kept_answers import KeptAnswers, base_key
+from kedit_core.evaluation.model_reading import ModelReading
 from kedit_core.patches import PatchStack
 from kedit_core.requests import Probe
 from kedit_core.testing.tiny import tiny
@@ -37,14 +38,21 @@ def editor(cache: Path, **settings: Any) -> Editor:
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many questions are read from a model from now on, call by call."""
     read: list[int] = []
-    for name in ("_continued", "_scored"):
-        original = getattr(Answers, name)
+    for name in ("continued", "scored", "written"):
+        original = getattr(ModelReading, name)
 
-        def counted(self: Answers, asked: Any, *args: Any, _original: Any = original, **more: Any) -> Any:
+        def counted(self: ModelReading, asked: Any, *args: Any, _original: Any = original, **more: Any) -> Any:
             read.append(len(asked))
             return _original(self, asked, *args, **more)
 
-        monkeypatch.setattr(Answers, name, counted)
+        monkeypatch.setattr(ModelReading, name, counted)
+    at_once = ModelReading.prompts
+
+    def counted_at_once(self: ModelReading, kind: Any, asked: Any) -> Any:
+        read.append(len(asked))
+        return at_once(self, kind, asked)
+
+    monkeypatch.setattr(ModelReading, "prompts", counted_at_once)
     return read
 
 

@@ -65,6 +65,16 @@ class Bench:
         ]
 
 
+class Closed:
+    """Reads nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        def read(*_: Any, **__: Any) -> Any:
+            raise AssertionError(f"{name} was read again")
+
+        return read
+
+
 def ask(answers: Answers, prompts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
     return (
         answers.generate(prompts, max_new_tokens=12),
@@ -101,12 +111,34 @@ def test_each_row_sees_its_own_edit(family: str) -> None:
         wanted = ask(bench.answers(), PROMPTS[number:], PAIRS[: 4 + number])
         supplied = bench.answers()
         supplied.supply(known[number])
-        supplied._continued = None  # type: ignore[assignment,method-assign]  # all is there: nothing is read again
+        supplied._model = Closed()  # type: ignore[assignment]  # all is there: nothing is read again
         same(ask(supplied, PROMPTS[number:], PAIRS[: 4 + number]), wanted)
         texts.add(tuple(wanted[1][-2:]))
         bench.stack.remove(patch)
     unedited = ask(bench.answers(), PROMPTS, PAIRS)
     assert len(texts | {tuple(unedited[1][-2:])}) > 2, "the edits change what is said, and each otherwise"
+
+
+def test_each_row_sees_its_own_edit_also_where_prompts_are_read_apart() -> None:
+    """As they are while a module operation is on the model."""
+    bench = Bench("gpt2")
+    patches, asked, reader = bench.patches(), [], bench.answers()
+    for number in range(len(patches)):
+        with reader.noting() as questions:
+            ask(reader, PROMPTS[number:], PAIRS)
+        asked.append(questions)
+    branches = RowBranches(bench.model, bench.stack.scope, patches)
+    at_once = read_together(branches, asked)
+    bench.stack.scope.attach(bench.model, bench.view)
+    try:
+        apart = read_together(branches, asked)
+    finally:
+        bench.stack.scope.detach()
+    for number, (one, two) in enumerate(zip(at_once, apart, strict=True)):
+        found = [bench.answers(), bench.answers()]
+        for answers, known in zip(found, (one, two), strict=True):
+            answers.supply(known)
+        same(*(ask(answers, PROMPTS[number:], PAIRS) for answers in found))
 
 
 def test_other_patches_stay_on_underneath() -> None:
@@ -148,7 +180,7 @@ def test_questions_of_the_protocols_are_all_asked_ahead() -> None:
     wanted = core_metrics([request], base, bench.answers(), protocols=PROTOCOLS, scenario="single", way=None)
     supplied = bench.answers()
     supplied.supply(known)
-    supplied._continued = supplied._readers = None  # type: ignore[assignment,method-assign]
+    supplied._model = Closed()  # type: ignore[assignment]
     found = core_metrics([request], base, supplied, protocols=PROTOCOLS, scenario="single", way=None)
     assert found == wanted != before
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,12 +11,16 @@ from kedit_core.errors import InputError
 from kedit_core.forward import buckets, cells, collate, shift_right
 
 
-@given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 120))
-def test_buckets_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    groups = buckets(lengths, budget)
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 4)), max_size=40), st.integers(1, 120), st.booleans())
+def test_buckets_hold_every_row_once_within_the_budget(rows: list[tuple[int, int]], budget: int, shared: bool) -> None:
+    lengths, shares = [length for length, _ in rows], [share if shared else 1 for _, share in rows]
+    groups = buckets(lengths, budget, shares if shared else None)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
+        assert len(group) == 1 or sum(shares[i] for i in group) * max(lengths[i] for i in group) <= budget
+    for group, after in pairwise(groups):
+        # no two groups that would fit as one, but for what is left out at the first row that does not
+        assert (sum(shares[i] for i in group) + shares[after[0]]) * lengths[after[0]] > budget
 
 
 def test_rows_are_told_by_the_mask_and_not_by_the_pad_id() -> None:

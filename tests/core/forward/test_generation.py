@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from generation_tools import TEXTS, each_case, setting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,28 +15,7 @@ from kedit_core.errors import InputError
 from kedit_core.forward import Pair, PromptScope, TokenBoundary, TopK, end_ids, generate_ids, score_pairs
 from kedit_core.models import AdapterRegistry
 from kedit_core.models.builtin import ADAPTERS
-from kedit_core.testing.tiny import FAMILIES, tiny
-
-TEXTS = (
-    "The capital of Arvania is",
-    "Mira Taldon",
-    "The river Sorrel flows through Eskel, then through the town of",
-    "Who wrote the book The Glass Orchard? It was",
-    "I",
-)
-WINDOWS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{family: (family, {}) for family in FAMILIES},
-    "mistral-window": ("mistral", {"sliding_window": 4}),
-    "gemma3-window": ("gemma3", {"sliding_window": 3}),
-    "gpt_neo-window": ("gpt_neo", {"window_size": 3}),
-    "gpt2-eager": ("gpt2", {"attn_implementation": "eager"}),
-}
-each_case = pytest.mark.parametrize("case", WINDOWS)
-
-
-def setting(make_kit: Any, case: str) -> Any:
-    family, over = WINDOWS[case]
-    return make_kit(family, **over)
+from kedit_core.testing.tiny import tiny
 
 
 def one_by_one(kit: Any, rows: Any, new: int) -> list[list[int]]:

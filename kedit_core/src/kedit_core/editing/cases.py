@@ -25,7 +25,7 @@ Measure: TypeAlias = Callable[[Round, Known | None], Evaluation]
 
 _TOGETHER = 128  # cases whose questions are read together, at most
 _SHARE = 4  # of the memory budget, the part that their patches' factors may take
-_EXACT = (torch.float32, torch.float64)
+_EXACT = frozenset({torch.float32, torch.float64})
 
 
 @frozen(eq=False)
@@ -112,8 +112,8 @@ class _Run:
         if row_fault(context.model, patch) is not None:
             return False
         # merged into narrow weights a delta is rounded, which a branch is not
-        bases = [context.stack.base(place) for place in patch.places]
-        return context.way == "attached" or all(each.dtype in _EXACT for each in bases)
+        dtypes = {context.model.get_parameter(place).dtype for place in patch.places}
+        return context.way == "attached" or dtypes <= _EXACT
 
     def wait(self, waiting: _Waiting, step: Step) -> None:
         """Put a case among those that are read together, and read them when there are enough."""

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from attrs import frozen
 from torch import Tensor
 
 from kedit_core.evaluation.metrics import prefetch
+from kedit_core.evaluation.model_reading import ModelReading, Scored
 from kedit_core.evaluation.protocols import Protocol
-from kedit_core.evaluation.questions import Continuation, Questions, TargetTokens
+from kedit_core.evaluation.questions import SCORE, AnswerKind, Continuation, Questions, TargetTokens, read_all
+from kedit_core.evaluation.readers import Reader, Readers
 from kedit_core.evaluation.text import SENTENCE, StopRule
-from kedit_core.forward import (
-    ForwardTools,
-    PairScore,
-    PromptScope,
-    Side,
-    TokenBoundary,
-    TopK,
-    generate_ids,
-    score_pairs,
-)
-from kedit_core.forward.divergence import pair_divergences
+from kedit_core.forward import Side, TokenBoundary, TopK
 from kedit_core.models import AdapterRegistry, ModelView
-from kedit_core.patches import Route, RoutedModel
 from kedit_core.requests import EditRequest
 
 if TYPE_CHECKING:
@@ -39,25 +28,12 @@ Item = TypeVar("Item", bound=Hashable)
 Found = TypeVar("Found")
 
 
-@frozen(eq=False, kw_only=True)
-class _Reader:
-    """One model that answers, with what is needed to run it."""
-
-    model: PreTrainedModel
-    view: ModelView
-    boundary: TokenBoundary
-    scope: PromptScope | None = None
-
-    @property
-    def tools(self) -> ForwardTools:
-        return ForwardTools(self.model, self.view, self.boundary, scope=self.scope)
-
-
 class Answers:
     """Reads answers from a model, each at most once.
 
-    Ask for many at a time: what is not known yet is read in batches of prompts of similar length. Results do not
-    depend on batches, their order, or the padding side (strings are equal, log-probabilities within rounding).
+    Ask for many at a time: what is not known yet is read in batches of prompts of similar length; and for different
+    things about a prompt in one :meth:`at_once` block, where it is read once for all of them. Results do not depend on
+    batches, their order, the padding side or such blocks (strings are equal, log-probabilities within rounding).
 
     With ``base`` it reads under ``stack.suspended()``, so the unedited model's answers can be had at any time, also
     while patches are on. Without, it reads the model as it is now, routers too: each prompt goes to the model its route
@@ -87,14 +63,13 @@ class Answers:
         adapters: AdapterRegistry | None = None,
     ) -> None:
         scope = stack.scope if stack is not None else None
-        self._own = _Reader(model=model, view=view, boundary=boundary, scope=scope)
+        own = Reader(model=model, view=view, boundary=boundary, scope=scope)
         self._stack = stack
         self._base = base
-        self._batch_tokens = batch_tokens
-        self._padding_side = padding_side
-        self._adapters = adapters
-        self._others: dict[int, tuple[RoutedModel, _Reader]] = {}
-        self._known: dict[Hashable, Any] = {}
+        # the base answers by itself, whatever routes there are
+        readers = Readers(own, None if base else stack, adapters)
+        self._model = ModelReading(readers, stack, base, batch_tokens, padding_side)
+        self._known: dict[tuple[Hashable, Hashable], Any] = {}
         self._known_of: Hashable = None
         self._noted: Questions | None = None
 
@@ -110,9 +85,9 @@ class Answers:
         """
 
         def read(missing: list[str]) -> list[str]:
-            return [rule.cut(each.text) for each in self._continued(missing, max_new_tokens, stop=rule.decided)]
+            return [rule.cut(each.text) for each in self._model.continued(missing, max_new_tokens, stop=rule.decided)]
 
-        return self._cached(("answer", rule, max_new_tokens), prompts, read, "")
+        return self._cached(AnswerKind(rule, max_new_tokens), prompts, read, "")
 
     def raw_generate(
         self,
@@ -128,11 +103,11 @@ class Answers:
         ``stop`` is told each row's continuation after every token; ``sampler`` draws from its own generator.
         """
         if stop is not None or sampler is not None:
-            drawn = self._continued(prompts, max_new_tokens, stop=stop, sampler=sampler, ignore_eos=ignore_eos)
+            drawn = self._model.continued(prompts, max_new_tokens, stop=stop, sampler=sampler, ignore_eos=ignore_eos)
             return [each.text for each in drawn]
 
         def read(missing: list[str]) -> list[str]:
-            return [each.text for each in self._continued(missing, max_new_tokens, ignore_eos=ignore_eos)]
+            return [each.text for each in self._model.continued(missing, max_new_tokens, ignore_eos=ignore_eos)]
 
         return self._cached(("raw", max_new_tokens, ignore_eos), prompts, read, "")
 
@@ -140,7 +115,7 @@ class Answers:
         """What :meth:`raw_generate` gives, with its tokens; those of another model (a route's) are its tokenizer's."""
 
         def read(missing: list[str]) -> list[Continuation]:
-            return self._continued(missing, max_new_tokens)
+            return self._model.continued(missing, max_new_tokens)
 
         return self._cached(("continuation", max_new_tokens), prompts, read, Continuation(text="", tokens=()))
 
@@ -152,7 +127,7 @@ class Answers:
         """
 
         def read(missing: list[str]) -> list[str]:
-            drawn = self._continued(missing, total_tokens, sampled=(k, seed), ignore_eos=True)
+            drawn = self._model.continued(missing, total_tokens, sampled=(k, seed), ignore_eos=True)
             return [each.text for each in drawn]
 
         return self._cached(("sample", total_tokens, k, seed), prompts, read, "")
@@ -168,31 +143,8 @@ class Answers:
     def written_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[TargetTokens]:
         """For each (prompt, target) as many tokens as the target has, written greedily, and the target's tokens."""
 
-        def read(missing: list[tuple[str, str]]) -> list[TargetTokens]:
-            found: dict[int, TargetTokens] = {}
-            with self._reading():
-                for reader, rows in self._readers([prompt for prompt, _ in missing]):
-                    ready = [reader.boundary.pair(text, missing[index][1]) for index, text in rows]
-                    new_ids = generate_ids(
-                        reader.model,
-                        reader.view,
-                        reader.boundary,
-                        [pair.prompt_ids for pair in ready],
-                        max(len(pair.target_ids) for pair in ready),
-                        scope=reader.scope,
-                        batch_tokens=self._batch_tokens,
-                        padding_side=self._padding_side,
-                        ignore_eos=True,
-                    )
-                    for (index, _), pair, new in zip(rows, ready, new_ids, strict=True):
-                        cut = tuple(new[: len(pair.target_ids)])
-                        found[index] = TargetTokens(
-                            predicted=cut, target=tuple(pair.target_ids), text=reader.boundary.decode(cut)
-                        )
-            return [found[index] for index in range(len(missing))]
-
         blank = TargetTokens(predicted=(), target=(), text="")
-        return self._cached("written", [(prompt, target) for prompt, target in pairs], read, blank)
+        return self._cached("written", [(prompt, target) for prompt, target in pairs], self._model.written, blank)
 
     def target_divergences(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
         """For each (prompt, target) how far the model has moved from the base at every target token.
@@ -205,7 +157,7 @@ class Answers:
         """
         if self._noted is not None:
             return [None] * len(pairs)
-        found = self._cached("divergence", [(prompt, target) for prompt, target in pairs], self._diverged, None)
+        found = self._cached("divergence", [(prompt, target) for prompt, target in pairs], self._model.diverged, None)
         return [None if each is None else each.clone() for each in found]
 
     @contextmanager
@@ -214,11 +166,24 @@ class Answers:
 
         How the questions of many edits are found, to be read together (:func:`kedit_core.evaluation.read_together`).
         """
-        before, self._noted = self._noted, Questions()
+        before, self._noted = self._noted, Questions(self._model.prompts)
         try:
             yield self._noted
         finally:
             self._noted = before
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For the length of a block questions are noted, and answers are blank; at its end they are read, in few
+        batches, no prompt twice for its answer and its targets' scores. Asked again, they are answered at once."""
+        if self._noted is not None:
+            yield
+            return
+        with self.noting() as questions:
+            yield
+        self._follow()
+        (found,) = read_all([questions.without(self._known)], lambda _: nullcontext())
+        self._known.update(found)
 
     def supply(self, known: Mapping[tuple[Hashable, Hashable], Any]) -> None:
         """Answers of the model as it is now that were read elsewhere: (kind, question) -> what was found."""
@@ -239,14 +204,18 @@ class Answers:
         if self._noted is not None:
             self._noted.note(kind, read, items)
             return [blank] * len(items)
-        state = self._state()
-        if state != self._known_of:
-            self._known, self._known_of = {}, state
+        self._follow()
         missing = list(dict.fromkeys(item for item in items if (kind, item) not in self._known))
         if missing:
             found = read(missing)
             self._known.update({(kind, item): one for item, one in zip(missing, found, strict=True)})
         return [self._known[kind, item] for item in items]
+
+    def _follow(self) -> None:
+        """Forget what was read through other patches."""
+        state = self._state()
+        if state != self._known_of:
+            self._known, self._known_of = {}, state
 
     def _state(self) -> Hashable:
         """What the answers depend on beside the question: the patches that are read through, and how they are on."""
@@ -254,127 +223,6 @@ class Answers:
             return ()
         return self._stack.suspended_now, *((entry.patch.id, entry.way) for entry in self._stack.patches)
 
-    def _reading(self) -> AbstractContextManager[Any]:
-        return self._stack.suspended() if self._base and self._stack is not None else nullcontext()
-
-    def _continued(
-        self,
-        prompts: Sequence[str],
-        max_new_tokens: int,
-        *,
-        stop: Callable[[str], bool] | None = None,
-        sampler: TopK | None = None,
-        sampled: tuple[int, int] | None = None,
-        ignore_eos: bool = False,
-    ) -> list[Continuation]:
-        """``sampled`` (k, seed): every prompt draws by itself, and ``max_new_tokens`` counts the prompt, too."""
-        found: dict[int, Continuation] = {}
-        with self._reading():
-            for reader, rows in self._readers(prompts):
-                ids = [reader.boundary.prompt(text).ids for _, text in rows]
-                room = [max_new_tokens - len(each) if sampled else max_new_tokens for each in ids]
-                if sampled is not None:
-                    k, seed = sampled
-                    sampler = TopK(k, seeds=[_own_seed(text, seed) for _, text in rows])
-                new_ids = generate_ids(
-                    reader.model,
-                    reader.view,
-                    reader.boundary,
-                    ids,
-                    max(0, *room),
-                    stop=stop,
-                    scope=reader.scope,
-                    batch_tokens=self._batch_tokens,
-                    padding_side=self._padding_side,
-                    sampler=sampler,
-                    ignore_eos=ignore_eos,
-                )
-                for (index, _), before, new, most in zip(rows, ids, new_ids, room, strict=True):
-                    cut = tuple(new[: max(0, most)])
-                    found[index] = Continuation(text=reader.boundary.continuation(before, cut), tokens=cut)
-        return [found[index] for index in range(len(prompts))]
-
-    def _scored(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tensor, TargetTokens]]:
-        def read(missing: list[tuple[str, str]]) -> list[tuple[Tensor, TargetTokens]]:
-            scores: dict[int, tuple[Tensor, TargetTokens]] = {}
-            with self._reading():
-                for reader, rows in self._readers([prompt for prompt, _ in missing]):
-                    found = score_pairs(
-                        reader.model,
-                        reader.view,
-                        reader.boundary,
-                        [(text, missing[index][1]) for index, text in rows],
-                        batch_tokens=self._batch_tokens,
-                        padding_side=self._padding_side,
-                        scope=reader.scope,
-                    )
-                    for (index, _), score in zip(rows, found, strict=True):
-                        scores[index] = (score.logprobs, _target_tokens(score, reader.boundary))
-            return [scores[index] for index in range(len(missing))]
-
+    def _scored(self, pairs: Sequence[tuple[str, str]]) -> list[Scored]:
         blank = (torch.empty(0), TargetTokens(predicted=(), target=(), text=""))
-        return self._cached("score", [(prompt, target) for prompt, target in pairs], read, blank)
-
-    def _diverged(self, pairs: list[tuple[str, str]]) -> list[Tensor | None]:
-        own = self._own
-        found: dict[int, Tensor] = {}
-        if self._base or self._stack is None:
-            return [torch.zeros(len(own.boundary.pair(*pair).target_ids)) for pair in pairs]
-        for reader, rows in self._readers([prompt for prompt, _ in pairs]):
-            both = [(own.boundary.pair(*pairs[i]), reader.boundary.pair(text, pairs[i][1])) for i, text in rows]
-            comparable = _same_tokens(own, reader)
-            alike = [i for i, (a, b) in enumerate(both) if comparable and a.target_ids == b.target_ids]
-            divergences = pair_divergences(
-                own.tools,
-                reader.tools,
-                [both[i] for i in alike],
-                showing_before=self._stack.suspended,
-                batch_tokens=self._batch_tokens,
-                padding_side=self._padding_side,
-            )
-            found.update({rows[i][0]: each for i, each in zip(alike, divergences, strict=True)})
-        return [found.get(index) for index in range(len(pairs))]
-
-    def _readers(self, prompts: Sequence[str]) -> Iterator[tuple[_Reader, list[tuple[int, str]]]]:
-        """Each model that answers, with (index, text) of its prompts, their routes' contexts before them."""
-        routed = self._stack is not None and not self._base and len(prompts) > 0
-        routes: Sequence[Route] = self._stack.route(prompts) if routed and self._stack else [Route()] * len(prompts)
-        groups: dict[int, tuple[_Reader, list[tuple[int, str]]]] = {}
-        for index, (prompt, route) in enumerate(zip(prompts, routes, strict=True)):
-            reader = self._own if route.model is None else self._reader_of(route.model)
-            groups.setdefault(id(reader), (reader, []))[1].append((index, route.context + prompt))
-        yield from groups.values()
-
-    def _reader_of(self, routed: RoutedModel) -> _Reader:
-        # the routed model is kept beside its reader, so that its id stays its own
-        if id(routed.model) not in self._others:
-            view = self._registry().for_model(routed.model)
-            boundary = TokenBoundary(routed.tokenizer, encoder_decoder=view.is_encoder_decoder)
-            reader = _Reader(model=view.model, view=view, boundary=boundary)
-            self._others[id(routed.model)] = (routed, reader)
-        return self._others[id(routed.model)][1]
-
-    def _registry(self) -> AdapterRegistry:
-        if self._adapters is None:
-            from kedit_core.models.builtin import ADAPTERS
-
-            self._adapters = AdapterRegistry(ADAPTERS)
-        return self._adapters
-
-
-def _same_tokens(own: _Reader, other: _Reader) -> bool:
-    """Whether two models mean the same by the same ids."""
-    if own is other:
-        return True
-    sizes = {getattr(each.model.config, "vocab_size", None) for each in (own, other)}
-    return len(sizes) == 1 and own.boundary.tokenizer.get_vocab() == other.boundary.tokenizer.get_vocab()
-
-
-def _own_seed(text: str, seed: int) -> int:
-    """A seed of 62 bits that follows from a text and a seed."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "big") >> 2
-
-
-def _target_tokens(score: PairScore, boundary: TokenBoundary) -> TargetTokens:
-    predicted = tuple(int(i) for i in score.predicted)
-    return TargetTokens(predicted=predicted, target=tuple(score.target_ids), text=boundary.decode(predicted))
+        return self._cached(SCORE, [(prompt, target) for prompt, target in pairs], self._model.scored, blank)

@@ -67,13 +67,14 @@ def items_of(requests: Sequence[EditRequest]) -> Iterator[Item]:
 
 
 def prefetch(answers: Answers, requests: Sequence[EditRequest], protocols: Iterable[Protocol | str]) -> None:
-    """Read all that the metrics will ask, of all requests, in few batches.
+    """Read all that the metrics will ask, of all requests, in few batches, no prompt twice.
 
     Worth calling with the base's answers before each case is edited alone.
     """
     probes = [item.probe for item in items_of(requests)]
-    for protocol in resolve_protocols(protocols):
-        protocol.read(answers, probes)
+    with answers.at_once():
+        for protocol in resolve_protocols(protocols):
+            protocol.read(answers, probes)
 
 
 def core_metrics(
@@ -88,7 +89,10 @@ def core_metrics(
     """``"{protocol}.{metric}"`` -> result, for every protocol and metric; one without probes has the value None."""
     items = list(items_of(requests))
     results: dict[str, MetricResult] = {}
-    for protocol in resolve_protocols(protocols):
+    resolved = resolve_protocols(protocols)
+    for answers in (base, edited):
+        prefetch(answers, requests, resolved)
+    for protocol in resolved:
         before = protocol.read(base, [item.probe for item in items])
         after = protocol.read(edited, [item.probe for item in items])
         judged = [_judge(protocol, *row) for row in zip(items, before, after, strict=True)]

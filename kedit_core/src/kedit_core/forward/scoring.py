@@ -73,12 +73,12 @@ def score_pairs(
 
 
 def scores_in(logprobs: Tensor, targets: Sequence[Sequence[int]]) -> list[PairScore]:
-    """The scores of targets, given the log-probabilities ``[all their tokens, vocabulary]`` float32 before each token."""
+    """The scores of targets, given log-probabilities ``[all their tokens, vocabulary]`` float32 before each token."""
     ids = torch.tensor([token for target in targets for token in target], device=logprobs.device)
     of_target = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).cpu()
     likeliest = logprobs.argmax(dim=-1).cpu()
     counts = [len(target) for target in targets]
-    each = zip(of_target.split(counts), likeliest.split(counts), targets, strict=True)
+    each = zip(torch.split(of_target, counts), torch.split(likeliest, counts), targets, strict=True)
     return [PairScore(one.clone(), best, tuple(target)) for one, best, target in each]
 
 

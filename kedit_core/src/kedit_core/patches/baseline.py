@@ -72,12 +72,16 @@ def check_names(model: nn.Module, base: Base, name: str | None) -> None:
             raise BaseMismatchError(f"the patch was made for the base {what} {theirs!r} and this one is {mine!r}")
 
 
-def check_places(model: nn.Module, base: Base, force: bool) -> dict[str, Place]:
+def check_places(
+    model: nn.Module, base: Base, force: bool, names: Mapping[int, Sequence[str]] | None = None
+) -> dict[str, Place]:
     """The live places of every tensor the patch describes: there, of the same shape, layout and ties.
 
-    Raises BaseMismatchError. ``force`` lets other ties pass; shape and layout never can differ.
+    Raises BaseMismatchError. ``force`` lets other ties pass; shape and layout never can differ. ``names`` are those
+    :func:`names_by_parameter` gives now.
     """
-    places, names = {}, names_by_parameter(model)
+    places = {}
+    names = names_by_parameter(model) if names is None else names
     for name, wanted in base.tensors.items():
         try:
             place = find_place(model, name, names)
@@ -139,13 +143,16 @@ def verify(
     force: bool = False,
     allow_unverified: bool = False,
     name: str | None = None,
+    names: Mapping[int, Sequence[str]] | None = None,
 ) -> bool:
     """Check that a patch is for the base of this model; whether it goes on unverified.
+
+    ``names`` are those :func:`names_by_parameter` gives now.
 
     Raises BaseMismatchError: another architecture, shape, layout, tie or value; or weights that cannot be compared,
     when these are not allowed.
     """
-    places = check_places(model, patch.base, force)
+    places = check_places(model, patch.base, force, names)
     if force:
         return True
     check_architecture(model, patch.base)

@@ -97,13 +97,15 @@ def make_entry(
     find_kind: FindKind,
     resources: Mapping[str, Path],
     unverified: bool = False,
+    names: Mapping[int, Sequence[str]] | None = None,
 ) -> Entry:
     """An entry with everything it needs on the model's devices; the model is not touched.
 
-    ``way`` None: merged, but attached where the weight is quantised. Raises InputError, BaseMismatchError,
+    ``way`` None: merged, but attached where the weight is quantised. ``names`` are those :func:`names_by_parameter`
+    gives now. Raises InputError, BaseMismatchError,
     UnknownNameError or PluginError.
     """
-    names = names_by_parameter(model)
+    names = names_by_parameter(model) if names is None else names
     places = {op.place: find_place(model, op.place, names) for op in operations if isinstance(op, WeightOperation)}
     merged: list[WeightOperation] = []
     attached: list[Attached] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from attrs import define
@@ -70,13 +70,20 @@ class Slots:
 
     # ------------------------------------------------------------------ changing
 
-    def plan(self, wanted: Mapping[str, tuple[WeightOperation, ...]], provisional: bool = False) -> dict[str, Slot]:
+    def plan(
+        self,
+        wanted: Mapping[str, tuple[WeightOperation, ...]],
+        provisional: bool = False,
+        names: Mapping[int, Sequence[str]] | None = None,
+    ) -> dict[str, Slot]:
         """The slots that put exactly these operations on the model; computed, not installed.
 
-        ``provisional``: remember what they replace. Raises InputError for places that cannot be written.
+        ``provisional``: remember what they replace. ``names`` are those :func:`names_by_parameter` gives now. Raises
+        InputError for places that cannot be written.
         """
         unknown = [name for name in wanted if name not in self._slots]
-        names = names_by_parameter(self._model) if unknown else {}
+        if unknown and names is None:
+            names = names_by_parameter(self._model)
         fresh = [find_place(self._model, name, names) for name in unknown]
         for name, other in sharing_memory(self._model, fresh):
             raise InputError(f"{name!r} shares memory with {other!r} without being tied to it; clone one of them first")

@@ -208,11 +208,12 @@ class PatchStack:
         self._ready()
         check_order(patch, [entry.patch.id for entry in self.patches])
         started = perf_counter()
-        unverified = baseline.verify(self.model, patch, self._digest, force, allow_unverified, name)
+        names = names_by_parameter(self.model)
+        unverified = baseline.verify(self.model, patch, self._digest, force, allow_unverified, name, names)
         verified = perf_counter()
         found = baseline.check_requirements(patch.requires, resources or {})
-        entry = self._entry(patch, patch.operations, way, found, unverified)
-        self._change((*self._entries, entry))
+        entry = self._entry(patch, patch.operations, way, found, unverified, names)
+        self._change((*self._entries, entry), names=names)
         self.timings = Timings(verify=verified - started, install=perf_counter() - verified)
         return Installed(patch_id=patch.id, way=entry.way, places=patch.places, unverified=unverified)
 
@@ -342,6 +343,7 @@ class PatchStack:
         way: Way | None,
         resources: Mapping[str, Path],
         unverified: bool,
+        names: Mapping[int, Sequence[str]] | None = None,
     ) -> Entry:
         provider = patch.method.distribution if patch is not None else None
         return make_entry(
@@ -353,6 +355,7 @@ class PatchStack:
             lambda kind: self._find_kind(kind, provider),
             resources,
             unverified,
+            names,
         )
 
     def _find_kind(self, kind: str, provider: str | None) -> type[Any]:
@@ -364,9 +367,14 @@ class PatchStack:
             self._catalogue = Catalogue.installed()
         return self._catalogue.operation_kind(kind, provider)
 
-    def _change(self, entries: tuple[Entry, ...], provisional: bool = False) -> None:
+    def _change(
+        self,
+        entries: tuple[Entry, ...],
+        provisional: bool = False,
+        names: Mapping[int, Sequence[str]] | None = None,
+    ) -> None:
         """Have exactly these entries on the model; computed first, then put on, and undone when that fails."""
-        table = self._slots.plan(weights_wanted(entries), provisional)
+        table = self._slots.plan(weights_wanted(entries), provisional, names)
         hung = modules_wanted(entries)
         before, table_before = self._entries, self._slots.table
         try:
