@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_blocked import run_without_torch
@@ -488,3 +489,14 @@ def test_lists_do_where_tuples_are_meant() -> None:
 def test_what_is_no_request_is_told() -> None:
     with pytest.raises(RequestError, match=r"is a dict, expected an EditRequest \(request_from_dict makes one"):
         check_requests([SMALL])  # type: ignore[list-item]
+
+
+def test_a_request_has_one_id_prepared_or_not() -> None:
+    request = EditRequest(prompt="The capital of France is", subject="France", target_new="Rome")
+    prepared = evolve(request, subject_span=subject_span(request))
+    assert request.subject_span is None and prepared.subject_span == (15, 21)
+    assert prepared.id == request.id
+    assert (
+        evolve(request, prompt="France: the capital of France is", subject_span=(0, 6)).id
+        != evolve(request, prompt="France: the capital of France is").id
+    )

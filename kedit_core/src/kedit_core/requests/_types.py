@@ -13,6 +13,8 @@ from typing import Any
 
 from attrs import field, frozen
 
+from kedit_core.requests._subjects import subject_span
+
 KINDS = ("modify", "insert", "erase")
 """What an edit does: another answer, a new fact, or a fact that is to be refused from now on."""
 
@@ -76,8 +78,14 @@ class EditRequest:
 
     @property
     def id(self) -> str:
-        """Stable short id of the fact: the first 16 hex digits of the SHA-256 of its canonical JSON."""
-        text = json.dumps(self.fact, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """Stable short id of the fact: the first 16 hex digits of the SHA-256 of its canonical JSON.
+
+        Where the subject stands counts as it will be found, so that a request has one id, prepared or not.
+        """
+        known = isinstance(self.prompt, str) and isinstance(self.subject, str | None)
+        span = subject_span(self) if known else self.subject_span
+        fact = {**self.fact, "subject_span": list(span) if span else None}
+        text = json.dumps(fact, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
