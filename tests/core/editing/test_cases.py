@@ -147,3 +147,19 @@ def test_patches_of_before_are_measured_as_when_they_were_made(monkeypatch: pyte
     for name, wanted in result.evaluation.items():
         if not name.startswith("efficiency."):
             assert found[name].cases == wanted.cases and found[name].tag == wanted.tag, name
+
+
+def test_a_patch_that_takes_the_place_of_the_one_before_is_read_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench_tools import catalogue, some_requests
+
+    requests = some_requests(8)
+    found = []
+    for _ in range(2):
+        on = Editor(*tiny("llama"), "gathering", catalogue=catalogue())
+        on.edit(requests[:2], scenario="batch", evaluate=False)
+        found.append(on.edit(requests[2:], scenario="single").evaluation)
+        one_by_one(monkeypatch)
+    assert [result.cases for result in found[0].values() if result.unit == "share"] == [
+        result.cases for result in found[1].values() if result.unit == "share"
+    ]
+    assert [result.outputs for result in found[0].values()] == [result.outputs for result in found[1].values()]

@@ -225,6 +225,16 @@ def test_where_positions_are_scarce_prompts_are_read_apart(make_kit: Any, family
         read(kit, [Asked((5,) * 128, (target,), True)], 20)
 
 
+@pytest.mark.parametrize("family", ["gpt_neo", "llama"])
+def test_rows_of_one_batch_never_run_out_of_columns(make_kit: Any, family: str) -> None:
+    kit = make_kit(family)  # of 128 positions; what is added to a short row stands beside a long one
+    far = [Asked((5,) * 120, ((7,), (8,) * 6)), Asked((6,) * 90, ((7,), (8,) * 30))]
+    same(read(kit, far, 0), apart(kit, far, 0))
+    (draft,) = generate_ids(kit.model, kit.view, kit.boundary, [(5,) * 116], 12, ignore_eos=True)
+    drafted = [Asked((5,) * 116, (tuple(draft[:8]),), True), Asked((6,) * 90, ((9,),), True)]
+    same(read(kit, drafted, 12), apart(kit, drafted, 12))
+
+
 def test_what_is_refused_or_asks_nothing(make_kit: Any) -> None:
     kit = make_kit("gpt2")
     with pytest.raises(InputError, match="at least one token"):

@@ -60,7 +60,8 @@ def run_cases(
             if on_patch is not None:
                 on_patch(patch, case)
             waiting = _Waiting(number, case, patch, {name: list(each) for name, each in context.records.items()})
-            later = run.can_wait(patch)
+            # a patch that took the place of one before cannot be read beside that one
+            later = run.can_wait(patch) and context.stack.patches[:-1] == found
             if measure is not None and not later:
                 run.evaluate(waiting, None)
             context.records.clear()

@@ -58,7 +58,8 @@ def read_prompts(
     """
     texts = range(len(asked)) if members is None else members
     passes = Passes(model, view, boundary, max_new_tokens, stop, scope, batch_tokens, padding_side)
-    apart = [i for i, one in enumerate(asked) if not _can_share(passes, one)]
+    longest = max((len(target) for one in asked for target in one.targets), default=0)
+    apart = [i for i, one in enumerate(asked) if not _can_share(passes, one, max(max_new_tokens, longest))]
     found = dict(zip(apart, _apart(passes, [asked[i] for i in apart], [texts[i] for i in apart]), strict=True))
     shared = [i for i in range(len(asked)) if i not in found]
     lengths = [passes.length(asked[i]) for i in shared]
@@ -70,16 +71,16 @@ def read_prompts(
     return [found[i] for i in range(len(asked))]
 
 
-def _can_share(passes: Passes, one: Asked) -> bool:
+def _can_share(passes: Passes, one: Asked, most: int) -> bool:
     if passes.scope is not None and passes.scope.watching:
         return False
     if not one.prompt or not all(one.targets) or not (one.writes or one.targets):
         return False  # which is for others to refuse, or takes no pass
     if one.writes and passes.max_new_tokens < 1:
         return False
-    # a row that runs out of positions may be in a batch with rows of its own length only
+    # some models count columns: a batch is as wide as its longest prompt, what was drafted and what other rows write
     limit = passes.view.row_limit
-    return limit is None or passes.length(one) <= limit
+    return limit is None or len(one.prompt) + 2 * most <= limit
 
 
 def _apart(passes: Passes, asked: Sequence[Asked], members: Sequence[int]) -> list[Found]:
