@@ -5,6 +5,7 @@ It lies in ``meta["origin"]``, so that it goes wherever requests go (and into th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def with_origin(requests: Iterable[EditRequest], report: Report, options: Mappin
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path) or (isinstance(value, str) and Path(value).exists()):
+    # Path raises where a text is too long for a file
+    if isinstance(value, Path) or (isinstance(value, str) and os.path.exists(value)):  # noqa: PTH110
         return Path(value).name
     return value
