@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import pytest
 from attrs import evolve
 from bench_tools import catalogue, request_file, some_requests
 
-from kedit_bench.cells import Cell, id_of, identity, plan_cells, requests_of, settled, with_all_methods
+from kedit_bench.cells import Cell, id_of, identity, plan_cells, with_all_methods
 from kedit_bench.groups import CHUNK, parts_of
 from kedit_bench.mixing import Opened
 from kedit_bench.pace import Pace
 from kedit_bench.reader import spec_from
 from kedit_bench.sequence import segments_of
 from kedit_bench.spec import MethodSpec, ScenarioSpec
+from kedit_bench.taken import changes, requests_of, settled
 from kedit_core import Editor, EditRequest
 from kedit_core.editing.scenarios import cases
 from kedit_core.errors import HyperParamsError, InputError, UnknownNameError
@@ -46,7 +48,10 @@ def test_every_combination_is_a_cell_and_models_stay_together(tmp_path: Path) ->
 def test_what_a_method_cannot_do_is_left_out_and_said(tmp_path: Path) -> None:
     cells, notes = plan(tmp_path, methods=["nudge_one"], scenarios=["single", "batch:4", "sequential:8/4"])
     assert [str(cell.scenario) for cell in cells] == ["single", "sequential:8"]  # one at a time
-    assert notes == ["nudge_one cannot edit in scenario batch, and is left out there"]
+    assert notes == [
+        "nudge_one cannot edit in scenario batch, and is left out there",
+        "sequential:8/4: nudge_one edits one fact at a time, so its rounds are of 1",
+    ]
 
 
 def test_sizes_beyond_the_dataset_are_one_and_the_same_cell(tmp_path: Path) -> None:
@@ -113,8 +118,99 @@ def test_a_case_of_several_requests_is_never_cut_in_two() -> None:
     cell = cell_of(dataset, ScenarioSpec(kind="batch", size=7))
     parts, notes = parts_of(cell)
     assert [len(part) for part in parts] == [6, 6] and notes == ["3 requests are left over by batches of 7"]
+    assert cell.edited == taken_by(parts) and len(cell.edited) == 12
     (whole,), none = parts_of(cell_of(dataset, ScenarioSpec(kind="batch", size=15)))
     assert len(whole) == 15 and none == []
+
+
+def taken_by(parts: list[tuple[EditRequest, ...]]) -> tuple[EditRequest, ...]:
+    return tuple(request for part in parts for request in part)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "count", "kept", "told"),
+    [
+        ("batch:4", 9, 8, ["batch:4 on cases.jsonl: 1 request is left over by batches of 4"]),
+        ("batch:4", 10, 8, ["batch:4 on cases.jsonl: 2 requests are left over by batches of 4"]),
+        ("batch:4", 8, 8, []),
+        ("batch:30", 3, 3, ["batch:30: only 3 facts in cases.jsonl"]),
+        ("batch", 3, 3, []),
+        ("sequential:3", 2, 2, ["sequential:3: only 2 facts in cases.jsonl"]),
+        ("sequential/5", 2, 2, ["sequential/5: rounds of 2, since there are no more facts"]),
+        (
+            "sequential:4/2@1,4",
+            4,
+            4,
+            ["sequential:4/2: checkpoint 1 is no end of a round of 2; measured after 2"],
+        ),
+        (
+            "sequential:9/4@1,3,5",
+            9,
+            9,
+            [
+                "sequential:9/4: checkpoints 1, 3 are no ends of rounds of 4; measured after 4",
+                "sequential:9/4: checkpoint 5 is no end of a round of 4; measured after 8",
+            ],
+        ),
+        (
+            "sequential:8/2@2,6",
+            4,
+            4,
+            [
+                "sequential:8/2: only 4 facts in cases.jsonl",
+                "sequential:8/2: checkpoint 6 lies behind the last of 4 edits, and is left out",
+            ],
+        ),
+        ("sequential/4", 9, 9, []),  # checkpoints that nobody asked for
+        ("single", 3, 3, []),
+    ],
+)
+def test_what_is_otherwise_than_asked_is_said(
+    tmp_path: Path, scenario: str, count: int, kept: int, told: list[str]
+) -> None:
+    (cell,), notes = plan(tmp_path, count=count, scenarios=[scenario])
+    assert notes == told and len(cell.edited) == kept
+
+
+def test_a_method_with_rounds_of_its_own_is_named(tmp_path: Path) -> None:
+    own = {"name": "nudge", "batch_size": 6}
+    (cell,), notes = plan(tmp_path, methods=[own], scenarios=["sequential:12/2@4"])
+    assert cell.scenario.checkpoints == (6, 12)
+    assert notes == ["sequential:12/2, nudge: checkpoint 4 is no end of a round of 6; measured after 6"]
+
+
+def test_a_sequence_that_would_cut_a_case_says_so() -> None:
+    requests = [evolve(each, case_id=f"c{number // 3}") for number, each in enumerate(some_requests(15))]
+    dataset, info, method = opened(requests), INSTALLED.method("nudge"), MethodSpec(name="nudge")
+    asked = ScenarioSpec(kind="sequential", size=8)
+    found = settled(asked, method, info, requests_of(dataset, asked))
+    assert list(changes(asked, found, method, info, dataset)) == [
+        "sequential:8: 6 facts of d, since no case is cut in two"
+    ]
+
+
+def test_a_datasets_own_metrics_are_told(tmp_path: Path) -> None:
+    pytest.importorskip("kedit_datasets")
+    source = tmp_path / "zsre.json"
+    fact = {
+        "subject": "Watts", "src": "Where did Watts study?", "pred": "Trinity", "rephrase": "Where was Watts taught?",
+        "alt": "Illinois", "answers": ["Illinois"], "loc": "nq question: who sang it", "loc_ans": "Kids", "cond": "x",
+    }  # fmt: skip
+    source.write_text(json.dumps([fact]))
+    (cell,), notes = plan(tmp_path, datasets=[f"zsre:{source}"])
+    assert cell.metrics == ("gold",)
+    assert notes == ["zsre brings its own metrics: gold (metrics: [] on it turns them off)"]
+    assert plan(tmp_path, datasets=[f"zsre:{source}"], metrics=["gold"])[1] == []  # asked for
+    (without,), none = plan(tmp_path, datasets=[{"source": f"zsre:{source}", "metrics": []}])
+    assert without.metrics == () and none == []
+    mix = {"mix": [f"zsre:{source}", str(tmp_path / "cases.jsonl")], "label": "both"}
+    (mixed,), (told,) = plan(tmp_path, datasets=[mix])
+    assert mixed.metrics == ("gold",) and "both brings its own metrics: gold, measured over all sources" in told
+
+
+def test_a_plan_without_a_cell_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is nothing to run: nudge_one cannot edit in scenario batch"):
+        plan(tmp_path, methods=["nudge_one"], scenarios=["batch:4"])
 
 
 def test_cases_alone_go_in_chunks() -> None:

@@ -400,3 +400,40 @@ def test_how_differences_are_written() -> None:
     assert [change_text(value, "seconds") for value in (1.5, -0.25, 0.0)] == ["+1.50 s", "−250.0 ms", "0.0 ms"]
     assert value_text(0.5, "outputs") == "0.5" and value_text(0.5, "share") == "50.0 %"
     assert [p_text(p) for p in (None, 0.00001, 0.0312, 1.0)] == ["–", "< 0.001", "0.031", "1"]
+
+
+def test_sequences_of_other_rounds_are_paired_only_where_there_is_none_of_the_same() -> None:
+    def bench(*rounds: int) -> dict[str, Any]:
+        scenarios = [{"kind": "sequential", "size": 3, "batch_size": size, "checkpoints": [3]} for size in rounds]
+        return one(scenarios=scenarios)
+
+    found = compare(bench(1, 3), bench(3, 1))
+    assert [pair.scenario for pair in found.pairs] == ["sequence of 3, 1 a round", "sequence of 3, 3 a round"]
+    assert all(pair.label_a.split(" #")[0] == pair.label_b.split(" #")[0] for pair in found.pairs)
+    (mixed,) = compare(bench(1), bench(3)).pairs
+    assert mixed.scenario == "sequence of 3, 1 a round against sequence of 3, 3 a round"
+
+
+@pytest.mark.parametrize(
+    "breaking",
+    [
+        lambda bench: bench.update(metrics=["a"]),
+        lambda bench: bench.update(metrics={"a": "text"}),
+        lambda bench: bench.update(manifest=[1]),
+        lambda bench: bench["cells"][0].update(ability=[1]),
+        lambda bench: bench["cells"][0].update(ability={"tasks": 3}),
+        lambda bench: bench["cells"][0]["evaluation"]["metrics"][NAME]["outputs"].append({"case": ["c"]}),
+    ],
+)
+def test_what_is_no_bench_is_refused(breaking: Any) -> None:
+    broken = one()
+    breaking(broken)
+    with pytest.raises(InputError):
+        compare(broken, one())
+
+
+def test_scores_that_no_mean_can_be_taken_of_are_refused() -> None:
+    a, b = one(), one()
+    cases = a["cells"][0]["evaluation"]["metrics"][NAME]["cases"]
+    cases.update(dict.fromkeys(cases, 1e308))
+    assert "no numbers" in refusals(compare(a, b))[NAME]

@@ -17,7 +17,7 @@ from bench_made_up import HOSTILE, METHODS, SCENARIOS, made_up_bench
 from kedit_bench.report import read_bench, report, write_report
 from kedit_bench.report.comparable import groups_of, marks
 from kedit_bench.report.facts import facts_of
-from kedit_bench.report.worst import cases_shown, worst_cases
+from kedit_bench.report.worst import PROBES, cases_shown, worst_cases
 from kedit_core.errors import InputError
 from kedit_core.evaluation import Evaluation, metric_result
 
@@ -349,6 +349,24 @@ def test_faultless_cases_are_not_among_the_worst() -> None:
             output["score"] = 1.0
     assert worst_cases(the_table(bench)) == []
     assert not Page(report(bench)).all("ol", class_="cases-list")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(PROBES + 1, "and 1 more probe that did not come out right"), (PROBES + 3, "and 3 more probes that did not")],
+)
+def test_one_of_a_kind_is_told_as_one(wrong: int, said: str) -> None:
+    bench = one_group(methods={"rome": 0.5}, cases=1)
+    for name, metric in bench["cells"][0]["evaluation"]["metrics"].items():
+        metric["outputs"] = []
+        if name.startswith("gen_free"):
+            metric["cases"] = {"case-0": 0.0}
+    output = {"case": "case-0", "kind": "reliability", "expected": ["Oslo"], "score": 0.0}
+    first = bench["cells"][0]["evaluation"]["metrics"]["gen_free.reliability"]
+    first["outputs"] = [{**output, "prompt": f"prompt {number}"} for number in range(wrong)]
+    page = Page(report(bench))
+    assert "The worst case" in [said for _, said in page.all("h3")]
+    assert said in " ".join(text for _, text in page.all("p", class_="note"))
 
 
 def test_worst_cases_show_texts_before_and_after() -> None:

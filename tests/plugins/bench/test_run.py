@@ -335,6 +335,16 @@ def test_a_mix_is_edited_as_one_stream_and_told_apart(folder: Path, tmp_path: Pa
             own = [score for case, score in result["cases"].items() if case.startswith(f"{source}/")]
             assert metrics[name] == pytest.approx(sum(own) / 4)
         assert (result["value"] is None) == (not name.startswith("efficiency."))
+    with (tmp_path / "out" / "bench.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["source"]]
+    for source, metrics in found["by_source"].items():
+        of_source = {row["metric"]: row for row in rows if row["source"] == source and not row["part"]}
+        assert {name: float(row["value"]) for name, row in of_source.items()} == metrics
+        assert {row["cases"] for row in of_source.values()} == {"4"}
+        (near,) = [row for row in rows if row["source"] == source and row["part"] == "near"]
+        scores = found["evaluation"]["metrics"]["tf_token.locality"]["case_parts"]["near"]
+        own = [score for case, score in scores.items() if case.startswith(f"{source}/")]
+        assert float(near["value"]) == pytest.approx(sum(own) / 4) and near["cases"] == "4"
     assert all(m["value"] is None for m in found["checkpoints"][0]["evaluation"]["metrics"].values())
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,26 +74,41 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    with only_one(tmp_path):
-        with pytest.raises(InputError, match=f"process {os.getpid()} is running"), only_one(tmp_path):
-            raise AssertionError("two at once")
-        assert list(tmp_path.iterdir())
+    refused = pytest.raises(InputError, match="another process is running a benchmark")
+    with only_one(tmp_path), refused, only_one(tmp_path):
+        raise AssertionError("two at once")
     with only_one(tmp_path):
         pass
-    assert not list(tmp_path.iterdir())
 
 
-def test_a_lock_of_a_process_that_is_gone_is_taken(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for content in (
-        json.dumps({"pid": gone.pid, "started": 1.0}),
-        json.dumps({"pid": os.getpid(), "started": 1.0}),  # the number was given to another process since
-        "half wr",
-    ):
+def test_a_killed_process_lets_go_of_the_lock_whatever_is_in_the_file(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from kedit_bench.state import only_one\n"
+        "with only_one(Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match="another process"), only_one(tmp_path):
+        raise AssertionError("two at once")
+    holder.kill()
+    holder.wait()
+    for content in ("", "half wr", "[" * 100_000):
         (tmp_path / "bench.lock").write_text(content)
         with only_one(tmp_path):
             pass
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KeditError, match="cannot be written"), only_one(tmp_path / "file" / "out"):
+        raise AssertionError("held")
+    (tmp_path / "bench.lock").mkdir()
+    with pytest.raises(KeditError, match="cannot be written"), only_one(tmp_path):
+        raise AssertionError("held")
 
 
 def test_what_a_killed_run_was_writing_is_removed_by_the_next(tmp_path: Path) -> None:

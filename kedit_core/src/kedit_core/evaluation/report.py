@@ -76,7 +76,8 @@ class Evaluation(Mapping[str, MetricResult]):
 
     def _rows(self) -> Iterator[tuple[str, str, str, bool]]:
         for name, result in self.metrics.items():
-            cases = str(len(result.cases)) + (f" (-{result.left_out} probes)" if result.left_out else "")
+            left = f"{result.left_out} {'probe' if result.left_out == 1 else 'probes'} left out"
+            cases = f"{len(result.cases)} ({left})" if result.left_out else str(len(result.cases))
             yield name, format_value(result.value, result.unit), cases, False
             for part, value in result.parts.items():
                 count = "" if part in result.statistics else str(len(result.case_parts.get(part, ())))

@@ -19,7 +19,7 @@ from kedit_bench.groups import Ability, Bench, parts_of, run_parts
 from kedit_bench.live import Loaded, editor_of, given_to
 from kedit_bench.measure import EditClock, UpdateSizes
 from kedit_bench.pace import Pace
-from kedit_bench.results import failed, finished
+from kedit_bench.results import failed, finished, head_of
 from kedit_bench.sequence import Carried, run_sequence, segments_of
 from kedit_bench.state import CellState
 from kedit_core.editing import Editor
@@ -42,6 +42,7 @@ class CellRun:
         number: which of the benchmark's cells it is.
         company: the processes that share it.
         state, known: what is known of the cell, also when it fails.
+        was_there: its result was on disk, and nothing was run.
     """
 
     cell: Cell
@@ -56,6 +57,7 @@ class CellRun:
     company: Company = field(factory=Company)
     state: CellState | None = None
     known: dict[str, Any] = field(factory=dict)
+    was_there: bool = False
 
     def result(self, load: float) -> dict[str, Any]:
         """From disk when it is there, else run, or what is left of it."""
@@ -63,8 +65,10 @@ class CellRun:
         clock, carried = EditClock(), Carried()
         editor, state = self._editor([clock, carried])
         if (kept := state.read("result")) is not None:
-            self.step.advance(len(self.cell.requests))
-            return kept
+            self.was_there = True
+            self.step.advance(len(self.cell.edited))
+            # labels may have changed: two that make the same folder name share what follows from the same settings
+            return {**kept, **head_of(self.cell, state.cell_id)}
         in_sequence = self.cell.scenario.kind == "sequential"
         parts, notes = ([], []) if in_sequence else parts_of(self.cell)
         total = len(segments_of(self.cell)) if in_sequence else len(parts)

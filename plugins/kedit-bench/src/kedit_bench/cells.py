@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from attrs import evolve, frozen
 
 from kedit_bench.mixing import Opened, open_dataset
 from kedit_bench.spec import ALL, AbilitySpec, BenchSpec, DatasetSpec, MethodSpec, ModelSpec, ScenarioSpec
+from kedit_bench.taken import batches_of, changes, requests_of, settled
 from kedit_core.contract import MethodInfo
 from kedit_core.editing.settings import check_options
 from kedit_core.errors import HyperParamsError, InputError
@@ -31,8 +32,6 @@ BASELINES = (MethodSpec(name="ike"), MethodSpec(name="ft_bf", batch_size="all"))
 """What every method should be held against: retrieval in context, and breadth-first fine-tuning, whose epochs are over
 all facts, so that its sequence is one round."""
 
-_CURVE = (1, 10, 100, 500)  # then every thousand
-
 
 @frozen(kw_only=True)
 class Cell:
@@ -41,7 +40,8 @@ class Cell:
     Attributes:
         scenario: with what the method and the dataset make of it: a size, the method's own rounds, checkpoints at ends
             of rounds (the last one is the end).
-        requests: those that are edited, cut to the scenario's size where it is a sequence.
+        requests: those that it is given, cut to the scenario's size where it is a sequence; :attr:`edited` are fewer
+            where a rest fills no batch.
         metrics: groups on request.
         ability: tasks that are run on the edited model, where there is one: not after cases alone.
     """
@@ -61,10 +61,19 @@ class Cell:
         return f"{self.method.called} on {self.model.called}, {self.dataset.label}, {self.scenario}"
 
     @property
+    def edited(self) -> tuple[EditRequest, ...]:
+        """The requests that are edited: all, but for a rest that fills no batch."""
+        if self.scenario.kind != "batch":
+            return self.requests
+        batches, _ = batches_of(self.dataset.cases, self.scenario.size or len(self.requests))
+        return tuple(request for batch in batches for request in batch)
+
+    @property
     def readable(self) -> str:
         """The beginning of its folder's name."""
         words = (self.model.called, self.method.called, self.dataset.label, str(self.scenario))
-        return re.sub(r"[^\w.-]+", "-", "_".join(words)).strip("-")[:80]
+        plain = re.sub(r"[^\w.-]+", "-", "_".join(words)).strip("-")
+        return plain.encode()[:80].decode(errors="ignore")  # file systems count bytes
 
 
 def with_all_methods(spec: BenchSpec, catalogue: Catalogue) -> BenchSpec:
@@ -87,12 +96,12 @@ def with_all_methods(spec: BenchSpec, catalogue: Catalogue) -> BenchSpec:
 
 
 def plan_cells(spec: BenchSpec, catalogue: Catalogue, host: Host) -> tuple[list[Cell], list[str]]:
-    """The cells of a benchmark, model by model, and a sentence for each combination that is left out.
+    """The cells of a benchmark, model by model, and sentences for what is left out or otherwise than asked.
 
     Raises:
         UnknownNameError: a method, protocol, metric or dataset that is not installed.
         HyperParamsError: settings that a method does not have or refuses.
-        InputError, RequestError: a dataset that cannot be read.
+        InputError, RequestError: a dataset that cannot be read; InputError when no cell is left.
     """
     resolve_protocols(spec.protocols)
     spec = with_all_methods(spec, catalogue)
@@ -103,6 +112,8 @@ def plan_cells(spec: BenchSpec, catalogue: Catalogue, host: Host) -> tuple[list[
     infos |= {method.name: catalogue.method(method.name) for method in methods}
     datasets = [(dataset, open_dataset(dataset, host, spec.seed)) for dataset in spec.datasets]
     metrics = {each.called: _groups(spec, each, opened, host) for each, opened in datasets}
+    for each, opened in datasets:
+        notes += _of_own_metrics(spec, each, opened, metrics[each.called], host)
     found: dict[tuple[Any, ...], Cell] = {}
     for model in spec.models:
         for dataset, opened in datasets:
@@ -125,13 +136,17 @@ def plan_cells(spec: BenchSpec, catalogue: Catalogue, host: Host) -> tuple[list[
                         seed=spec.seed,
                         ability=spec.ability if asked.kind != "single" else None,
                     )
+                    notes += changes(asked, cell.scenario, method, info, opened)
                     # two sizes beyond what a dataset has are one and the same
                     found.setdefault((model.called, dataset.called, method.called, repr(cell.scenario)), cell)
     if spec.ability is not None and any(cell.ability is None for cell in found.values()):
         notes.append("general ability is measured after batches and sequences, not after cases alone")
     if spec.ability is not None and spec.ability.limit is not None:
         notes.append(f"general ability of {spec.ability.limit} documents a task is a smoke test and no result")
-    return list(found.values()), list(dict.fromkeys(notes))
+    notes = list(dict.fromkeys(notes))
+    if not found:
+        raise InputError(f"there is nothing to run: {'; '.join(notes)}")
+    return list(found.values()), notes
 
 
 def check_method(method: MethodSpec, info: MethodInfo, catalogue: Catalogue) -> None:
@@ -160,35 +175,6 @@ def check_method(method: MethodSpec, info: MethodInfo, catalogue: Catalogue) -> 
 def fit_option(info: MethodInfo) -> str | None:
     """The option by which a method is fitted on requests: ``fit`` takes them as they are, ``corpus`` as texts."""
     return next((name for name in ("fit", "corpus") if name in info.options), None)
-
-
-def requests_of(dataset: Opened, scenario: ScenarioSpec) -> tuple[EditRequest, ...]:
-    """The requests that a scenario edits: of a sequence the first ``size``, no case cut in two."""
-    if scenario.kind != "sequential" or scenario.size is None:
-        return dataset.requests
-    taken: list[EditRequest] = []
-    for case in dataset.cases:
-        if taken and len(taken) + len(case) > scenario.size:
-            break
-        taken += case
-    return tuple(taken)
-
-
-def settled(asked: ScenarioSpec, method: MethodSpec, info: MethodInfo, requests: Sequence[EditRequest]) -> ScenarioSpec:
-    """A scenario with all that is open in it decided for a method and its requests."""
-    total = len(requests)
-    if asked.kind == "single":
-        return evolve(asked, size=1)
-    size = min(asked.size or total, total)
-    if asked.kind == "batch":
-        return evolve(asked, size=size)
-    wanted = method.batch_size or asked.batch_size
-    together = size if wanted == ALL else min(int(wanted), size)
-    if "batch" not in info.scenarios:
-        together = 1
-    marks = asked.checkpoints or tuple(_curve(size))
-    ends = {min(size, -(-mark // together) * together) for mark in marks if mark <= size}
-    return evolve(asked, size=size, batch_size=together, checkpoints=tuple(sorted(ends | {size})))
 
 
 def identity(cell: Cell, editor: Editor, model_digest: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,12 +238,18 @@ def _groups(spec: BenchSpec, dataset: DatasetSpec, opened: Opened, host: Host) -
     return resolve_metrics((*spec.metrics, *own), known)
 
 
+def _of_own_metrics(
+    spec: BenchSpec, dataset: DatasetSpec, opened: Opened, measured: tuple[str, ...], host: Host
+) -> Iterator[str]:
+    """A sentence for groups that are measured because a dataset names them itself."""
+    asked = resolve_metrics(spec.metrics, host.metrics())
+    own = [group for group in measured if group not in asked]
+    if dataset.metrics is None and own:
+        over = ", measured over all sources of the mix" if len(dataset.mix) > 1 else ""
+        yield f"{dataset.called} brings its own metrics: {', '.join(own)}{over} (metrics: [] on it turns them off)"
+
+
 @functools.cache
 def _versions() -> tuple[tuple[str, str], ...]:
     """Of every installed kedit distribution; looked up once, since it reads all installed metadata."""
     return tuple((name, number) for name, number in versions().items() if name.lower().startswith("kedit"))
-
-
-def _curve(size: int) -> Iterator[int]:
-    yield from (mark for mark in _CURVE if mark <= size)
-    yield from range(1000, size + 1, 1000)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Side:
         Raises InputError when there is no bench.
         """
         folder, colon, method = text.rpartition(":")
-        if not colon or Path(text).exists():
+        if not colon or os.path.exists(text):  # noqa: PTH110 - Path raises where a text is too long for a file
             return cls(text=text, bench=load_bench(text), method=None)
         return cls(text=text, bench=load_bench(folder), method=method)
 
@@ -77,7 +77,8 @@ def compare(
     unmatched: list[str] = []
     columns: list[Column] = []
     pairs: list[tuple[Pairing, list[Column]]] = []
-    for cells in _matched(_cells(bench_a, method_a, "A"), _cells(bench_b, method_b, "B"), unmatched):
+    sides = _cells(bench_a, method_a, "A"), _cells(bench_b, method_b, "B")
+    for cells in _matched(*sides, method_a is None, unmatched):
         pairing = Pairing(*cells, told=told, level=level)
         pairs.append((pairing, list(pairing.columns())))
         columns += pairs[-1][1]
@@ -93,10 +94,11 @@ def compare(
 
 def _pair(pairing: Pairing, columns: Sequence[Column]) -> Pair:
     cell = pairing.a
+    ways = dict.fromkeys((cell.scenario.text, pairing.b.scenario.text))
     return Pair(
         model=cell.model,
         dataset=cell.dataset,
-        scenario=cell.scenario.text,
+        scenario=" against ".join(ways),
         label_a=cell.label,
         label_b=pairing.b.label,
         differences=tuple(column.found for column in columns),
@@ -107,29 +109,48 @@ def _pair(pairing: Pairing, columns: Sequence[Column]) -> Pair:
 _Key = tuple[str, ...]
 
 
-def _cells(bench: Bench, method: str | None, side: str) -> dict[_Key, Cell]:
-    """The cells of a side by what they are matched by."""
+def _cells(bench: Bench, method: str | None, side: str) -> list[Cell]:
+    """The cells of a side."""
     if method is None:
-        return {(*cell.place, cell.label): cell for cell in bench.cells}
+        return list(bench.cells)
     labels = list(dict.fromkeys(cell.label for cell in bench.cells))
     if method not in labels:
         near = difflib.get_close_matches(method, labels, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "use one of them"
         raise UnknownNameError(f"bench {side} has no method {method!r}; it has {', '.join(labels) or 'none'}; {hint}")
-    return {cell.place: cell for cell in bench.cells if cell.label == method}
+    return [cell for cell in bench.cells if method in (cell.label, cell.own_label)]
 
 
-def _matched(a: Mapping[_Key, Cell], b: Mapping[_Key, Cell], unmatched: list[str]) -> Iterator[tuple[Cell, Cell]]:
-    for key, cell in {**a, **b}.items():
-        what = f"{cell.label} on {cell.model}, {cell.dataset}, {cell.scenario.text}"
-        absent = [side for side, cells in (("A", a), ("B", b)) if key not in cells]
-        failed = [side for side, cells in (("A", a), ("B", b)) if key in cells and cells[key].error is not None]
-        if absent:
-            unmatched.append(f"{what}: bench {absent[0]} has no such cell")
-        elif failed:
-            unmatched.append(f"{what}: failed in {' and '.join(failed)}")
+def _matched(a: Sequence[Cell], b: Sequence[Cell], by_label: bool, unmatched: list[str]) -> Iterator[tuple[Cell, Cell]]:
+    """Cells of the very same scenario first; then those that may stand side by side."""
+
+    def exactly(cell: Cell) -> _Key:
+        return cell.model, cell.dataset, cell.scenario.text, cell.own_label if by_label else ""
+
+    def nearly(cell: Cell) -> _Key:
+        return *cell.place, cell.own_label if by_label else ""
+
+    partner: dict[int, Cell] = {}
+    left = list(b)
+    for key in (exactly, nearly):
+        for cell in a:
+            same = [other for other in left if id(cell) not in partner and key(other) == key(cell)]
+            if same:
+                partner[id(cell)] = same[0]
+                left = [other for other in left if other is not same[0]]
+    for cell in a:
+        other = partner.get(id(cell))
+        if other is None:
+            unmatched.append(f"{_named(cell)}: bench B has no such cell")
+        elif failed := [side for side, each in (("A", cell), ("B", other)) if each.error is not None]:
+            unmatched.append(f"{_named(cell)}: failed in {' and '.join(failed)}")
         else:
-            yield a[key], b[key]
+            yield cell, other
+    unmatched += [f"{_named(cell)}: bench A has no such cell" for cell in left]
+
+
+def _named(cell: Cell) -> str:
+    return f"{cell.label} on {cell.model}, {cell.dataset}, {cell.scenario.text}"
 
 
 def _resample(columns: Sequence[Column], *, samples: int, seed: int, level: float) -> None:

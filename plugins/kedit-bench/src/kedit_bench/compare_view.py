@@ -61,15 +61,16 @@ def show_comparison(found: Comparison, sides: tuple[str, str]) -> None:
 def _show_pair(pair: Pair, level: float) -> None:
     columns = ("metric", "A", "B", "B - A", f"{level:.0%} interval", "p", "pairs", "")
     title = f"{pair.label} on {pair.model}, {pair.dataset}, {pair.scenario}"
-    show_table(columns, [_row(each) for each in pair.differences], title=title)
+    show_table(columns, [_row(each, pair) for each in pair.differences], title=title)
     for reason, metrics in pair.reasons.items():
         say(f"  not compared ({reason}): {', '.join(metrics)}")
 
 
-def _row(found: Difference) -> tuple[str, ...]:
+def _row(found: Difference, pair: Pair) -> tuple[str, ...]:
+    name = found.metric if found.part is None else pair.part_called(found)
     unpaired = found.only_a + found.only_b
     return (
-        f"  {found.part}" if found.part else found.metric,
+        f"  {name}" if name == found.part else name,
         value_text(found.a, found.unit),
         value_text(found.b, found.unit),
         change_text(found.difference, found.unit),

@@ -85,6 +85,11 @@ class Pair:
         """The method, or both."""
         return self.label_a if self.label_a == self.label_b else f"{self.label_a} → {self.label_b}"
 
+    def part_called(self, found: Difference) -> str:
+        """What a sub-key's row is called: by itself under its metric's row, else with the metric."""
+        has_row = any(each.metric == found.metric and each.part is None for each in self.differences)
+        return str(found.part) if has_row else f"{found.metric}: {found.part}"
+
     @property
     def reasons(self) -> dict[str, list[str]]:
         """What was refused, by reason."""

@@ -12,6 +12,7 @@ from kedit_bench.cells import Cell
 from kedit_bench.measure import EditClock, UpdateSizes, counted
 from kedit_bench.mixing import Case
 from kedit_bench.state import CellState
+from kedit_bench.taken import batches_of, left_over
 from kedit_core.editing import Editor
 from kedit_core.evaluation import case_of
 from kedit_core.patches import EditPatch
@@ -48,25 +49,13 @@ class Bench:
 
 
 def parts_of(cell: Cell) -> tuple[list[tuple[EditRequest, ...]], list[str]]:
-    """The parts of a cell that is no sequence, and a sentence for what is left over.
-
-    Batches are full ones: the cases behind the last full one are left out, unless they are all there are. A case is
-    never cut in two, so a batch may lack what the next case would have had too much.
-    """
+    """The parts of a cell that is no sequence, and a sentence for what is left over."""
     if cell.scenario.kind == "single":
         cases = cell.dataset.cases
         return [_flat(cases[start : start + CHUNK]) for start in range(0, len(cases), CHUNK)], []
     size = cell.scenario.size or len(cell.requests)
-    batches: list[list[EditRequest]] = [[]]
-    for case in cell.dataset.cases:
-        if batches[-1] and len(batches[-1]) + len(case) > size:
-            batches.append([])
-        batches[-1] += case
-    rest = []
-    if len(batches) > 1 and len(batches[-1]) < size:
-        rest = batches.pop()
-    notes = [f"{len(rest)} requests are left over by batches of {size}"] if rest else []
-    return [tuple(batch) for batch in batches], notes
+    batches, rest = batches_of(cell.dataset.cases, size)
+    return batches, [left_over(len(rest), size)] if rest else []
 
 
 def run_parts(

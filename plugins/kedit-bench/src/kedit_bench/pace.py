@@ -21,7 +21,7 @@ class Pace:
     """
 
     def __init__(self, cells: Sequence[Cell], clock: Callable[[], float] = time.monotonic) -> None:
-        self._left = {id(cell): len(cell.requests) for cell in cells}
+        self._left = {id(cell): len(cell.edited) for cell in cells}
         self._kinds = {id(cell): _kind(cell) for cell in cells}
         self._spent: dict[Kind, float] = defaultdict(float)
         self._done: dict[Kind, int] = defaultdict(int)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -17,6 +16,7 @@ from kedit_core.evaluation import Tag
 from kedit_core.evaluation.aggregate import WHOLES
 
 _COSTS = "efficiency."
+_HUGE = 1e150  # whose square is a number, too
 
 
 @define
@@ -55,14 +55,24 @@ class Pairing:
             if reason is not None or right is None:
                 self._refuse(name, str(reason))
                 continue
-            if left.value is not None and right.value is not None and not _is_whole(left):
+            if (without := _without_mean(left, right)) is None:
                 yield from self._column(name, None, left, left.cases, right.cases)
-            for part, scores in left.case_parts.items():
-                if part in right.case_parts and part in left.parts and part in right.parts:
-                    yield from self._column(name, part, left, scores, right.case_parts[part])
+            else:
+                self._refuse(name, without)
+            yield from self._parts(name, left, right)
         for name in self.b.evaluation:
             if name not in self.a.evaluation:
                 self._refuse(name, "only B has it; run A with it, too")
+
+    def _parts(self, name: str, left: MetricResult, right: MetricResult) -> Iterator[Column]:
+        """A column for each sub-key; those without a value are of several sources, as their metric is."""
+        sides = [[part for part in each.case_parts if part in each.parts] for each in (left, right)]
+        for part in dict.fromkeys((*sides[0], *sides[1])):
+            absent = [side for side, there in zip("AB", sides, strict=True) if part not in there]
+            if not absent:
+                yield from self._column(name, part, left, left.case_parts[part], right.case_parts[part])
+            else:
+                self._refuse(_called(name, part), f"{absent[0]} has no value of this sub-key")
 
     def _refuse(self, metric: str, reason: str) -> None:
         self.refused.append(Refusal(metric=metric, reason=reason))
@@ -78,8 +88,6 @@ class Pairing:
             return f"the two were measured differently ({'; '.join(unlike)}) and are never held against each other"
         if "total" in left.statistics:
             return "it is a total, no mean over cases; compare the metrics that it counts"
-        if left.cases and (left.value is None or right.value is None) and not left.parts:
-            return "its cases are of several sources and have no common mean; run the sources as datasets of their own"
         if not set(left.cases) & set(right.cases):
             return "the two have no case in common" if left.cases or right.cases else "it has no cases"
         return None
@@ -94,10 +102,11 @@ class Pairing:
     ) -> Iterator[Column]:
         both = sorted(set(left) & set(right))
         values = [(left[case], right[case]) for case in both]
-        if not all(math.isfinite(value) for pair in values for value in pair):
-            self._refuse(name, "it has scores that are no numbers; look at its cases")
+        if not all(abs(value) < _HUGE for pair in values for value in pair):  # NaN is not, either
+            self._refuse(_called(name, part), "it has scores that are no numbers; look at its cases")
             return
         if not both:
+            self._refuse(_called(name, part), "the two have no case in common")
             return
         by_case = [other - one for one, other in values]
         found = Difference(
@@ -126,9 +135,18 @@ def _alone(cell: Cell) -> bool:
     return cell.scenario.kind == "single" or (cell.scenario.kind == "sequential" and cell.scenario.batch_size == 1)
 
 
-def _is_whole(result: MetricResult) -> bool:
-    """Whether the value is made of means and is none itself; its sub-keys are compared instead."""
-    return any(name in WHOLES for name in result.statistics)
+def _without_mean(left: MetricResult, right: MetricResult) -> str | None:
+    """Why a metric's own value cannot be compared though its sub-keys can; None when it is a mean over cases."""
+    if left.value is None or right.value is None:
+        return "its cases are of several sources and have no common mean; run the sources as datasets of their own"
+    made = next((name for name in WHOLES if name in (*left.statistics, *right.statistics)), None)
+    if made is not None:
+        return f"its value is a {made.replace('_', ' ')}, no mean over cases; its sub-keys are compared by themselves"
+    return None
+
+
+def _called(name: str, part: str | None) -> str:
+    return name if part is None else f"{name}: {part}"
 
 
 def _stranger(a: Cell, b: Cell) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from attrs import evolve
@@ -97,6 +99,16 @@ def whole(
     }
 
 
+def times_kept(path: Path, results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """When results were made that are all in the benchmark's file already; empty where that is of other cells."""
+    try:
+        kept = json.loads(path.read_bytes())
+        same = [cell["id"] for cell in kept["cells"]] == [result["id"] for result in results]
+        return {name: str(kept["manifest"][name]) for name in ("started", "finished")} if same else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
 def _together(cell: Cell) -> int | None:
     """Facts that were on the model together; of cases alone a tag counts all, as the Editor's does."""
     return cell.scenario.size if cell.scenario.kind == "batch" else None
@@ -147,5 +159,5 @@ def _blank(cell: Cell, cell_id: str | None, known: Mapping[str, Any]) -> dict[st
         "seconds": {"load": 0.0, "base": 0.0, "edit": 0.0, "evaluate": 0.0, "total": 0.0},
         "warnings": [],
         "ability": None,
-        "cases": len(cases(cell.requests)),
+        "cases": len(cases(cell.edited)),
     }

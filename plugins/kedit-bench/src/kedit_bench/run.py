@@ -22,7 +22,7 @@ from kedit_bench.distributed_parts import answer, plan_digest, same_plan, unfini
 from kedit_bench.groups import Ability, parts_of
 from kedit_bench.live import Loaded
 from kedit_bench.pace import Pace
-from kedit_bench.results import failed, whole
+from kedit_bench.results import failed, times_kept, whole
 from kedit_bench.spec import BenchSpec, ModelSpec
 from kedit_bench.state import only_one, write_json
 from kedit_bench.table import write_csv
@@ -88,8 +88,6 @@ def _lead(
     ability = _ability(spec, root)
     host = Host(installed)
     cells, notes = plan_cells(spec, installed, host)
-    if not cells:
-        raise InputError(f"there is nothing to run: {'; '.join(notes)}")
     started = datetime.now(UTC)
     with only_one(root):
         for note in notes:
@@ -98,7 +96,7 @@ def _lead(
         run = _Run(
             root=root, catalogue=installed, cache=cache, tell=tell, ability=ability, cells=cells, company=together
         )
-        with progress("benchmark", sum(len(cell.requests) for cell in cells)) as step:
+        with progress("benchmark", sum(len(cell.edited) for cell in cells)) as step:
             results = run.all(step)
         manifest = {
             "versions": versions(),
@@ -111,6 +109,9 @@ def _lead(
             "seconds": sum(result["seconds"]["total"] for result in results),
             "notes": notes,
         }
+        if not run.ran:
+            manifest |= times_kept(root / RESULT, results)
+            tell("note: everything was there; nothing was run")
         bench = whole(spec, manifest, results, host.metrics())
         write_json(root / RESULT, bench)
         write_csv(results, root / CSV)
@@ -120,7 +121,11 @@ def _lead(
 
 @define(kw_only=True)
 class _Run:
-    """A benchmark while it runs; it holds one model at a time."""
+    """A benchmark while it runs; it holds one model at a time.
+
+    Attributes:
+        ran: whether there was a cell whose result was not on disk.
+    """
 
     root: Path
     catalogue: Catalogue
@@ -131,6 +136,7 @@ class _Run:
     ability: Ability | None = None
     devices: set[str] = field(factory=set)
     loaded: Loaded | None = None
+    ran: bool = False
     pace: Pace = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -195,13 +201,17 @@ class _Run:
         try:
             loaded = self.model(cell.model)
         except Exception as error:
+            self.ran = True
             return failed(cell, None, sentence(error))
         live = self.live(cell, number, loaded, step, place)
         try:
-            return live.result(load=time.perf_counter() - before)
+            result = live.result(load=time.perf_counter() - before)
+            self.ran |= not live.was_there
+            return result
         except LostError:
             raise  # no other cell could be shared, either
         except Exception as error:
+            self.ran = True
             # after an error nobody knows what is left on the model, or in the memory of its device
             self.release()
             return live.failed(error)

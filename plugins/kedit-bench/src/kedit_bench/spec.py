@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -57,8 +58,8 @@ class ModelSpec(HyperParams):
     @property
     def called(self) -> str:
         """What tables call it: never a path of this machine."""
-        path = Path(self.name)
-        name = path.name if path.is_dir() else self.name
+        # Path raises where a name is too long for a file
+        name = Path(self.name).name if os.path.isdir(self.name) else self.name  # noqa: PTH112
         return f"{name} ({self.dtype})" if self.dtype else name
 
 
@@ -227,6 +228,6 @@ class BenchSpec:
 
 def source_name(source: str) -> str:
     """What a source is called: the dataset of ``NAME:PATH``, a file's name without its folders."""
-    if Path(source).is_file():
+    if os.path.isfile(source):  # noqa: PTH113 - see above
         return Path(source).name
     return source.partition(":")[0]

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from attrs import frozen
+from filelock import FileLock, Timeout
 
 from kedit_core.errors import InputError, KeditError
 from kedit_core.files import remove_unfinished, replacing
@@ -98,48 +97,35 @@ def write_json(path: Path, data: Any) -> None:
         with replacing(path) as stream:
             stream.write((json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n").encode())
     except OSError as error:
-        raise KeditError(
-            f"{path} cannot be written ({error.strerror or error}); make room, or give another -o"
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 @contextmanager
 def only_one(root: Path) -> Iterator[None]:
     """A folder for one run at a time: a second one is refused (InputError) while the process of the first lives.
 
-    Files that a killed run was writing are removed.
+    The system keeps the lock, so a process that is killed lets go of it. Files that it was writing are removed. Raises
+    KeditError when the folder cannot be written.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / _LOCK
-    mine = json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time()})
-    while True:
-        try:
-            with path.open("x") as stream:
-                stream.write(mine)
-            break
-        except FileExistsError:
-            if (pid := _holder(path)) is not None:
-                raise InputError(
-                    f"process {pid} is running a benchmark in {root}; wait for it, or give another folder"
-                ) from None
-            with suppress(FileNotFoundError):
-                path.unlink()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / _LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"another process is running a benchmark in {root}; wait for it, or give another folder"
+        ) from None
+    except OSError as error:
+        raise _unwritable(root, error) from error
     try:
         remove_unfinished(root)
         yield
     finally:
-        with suppress(OSError):
-            path.unlink()
+        lock.release()
 
 
-def _holder(path: Path) -> int | None:
-    """The process that holds a lock and lives: of the same number and the same beginning."""
-    try:
-        told = json.loads(path.read_text())
-        started: float = psutil.Process(told["pid"]).create_time()
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-        return None
-    return int(told["pid"]) if started == told["started"] else None
+def _unwritable(path: Path, error: OSError) -> KeditError:
+    return KeditError(f"{path} cannot be written ({error.strerror or error}); make room, or give another -o")
 
 
 def _digest(content: Any) -> str:

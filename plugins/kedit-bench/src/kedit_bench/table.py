@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from kedit_core.files import replacing
@@ -17,7 +18,7 @@ COLUMNS = (
 
 
 def rows_of(cells: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row for each metric of each cell (``part`` empty), each sub-key, and each source of a mix.
+    """One row for each metric of each cell (``part`` empty) and each sub-key, then source by source of a mix.
 
     A cell that failed has one row, with its error.
     """
@@ -37,17 +38,31 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             of_metric = {**head, "metric": name, "unit": result["unit"], "tag": result["tag"]}
             yield {**of_metric, "value": result["value"], "cases": len(result["cases"])}
             for part, value in result["parts"].items():
-                scores = result["case_parts"].get(part)
-                yield {
-                    **of_metric,
-                    "part": part,
-                    "value": value,
-                    "cases": len(result["cases"] if scores is None else scores),
-                }
-            for source, metrics in cell["by_source"].items():
-                if name in metrics:
-                    yield {**of_metric, "source": source, "value": metrics[name]}
+                scores = result["case_parts"].get(part, result["cases"])
+                yield {**of_metric, "part": part, "value": value, "cases": len(scores)}
+            yield from _source_rows(of_metric, result, cell["by_source"])
         yield from _ability_rows(head, cell["ability"])
+
+
+def _source_rows(
+    of_metric: Mapping[str, Any], result: Mapping[str, Any], by_source: Mapping[str, Mapping[str, float]]
+) -> Iterator[dict[str, Any]]:
+    """A metric over the cases of each source of a mix, and its sub-keys over them."""
+    together: Callable[[list[float]], float] = sum if "total" in result["statistics"] else fmean
+    for source, metrics in by_source.items():
+        of_source = {**of_metric, "source": source}
+        if (value := metrics.get(of_metric["metric"])) is not None:
+            yield {**of_source, "value": value, "cases": len(_own(result["cases"], source, by_source))}
+        for part, scores in result["case_parts"].items():
+            if own := _own(scores, source, by_source):
+                yield {**of_source, "part": part, "value": together(own), "cases": len(own)}
+
+
+def _own(scores: Mapping[str, float], source: str, sources: Iterable[str]) -> list[float]:
+    """The scores of the cases that are of a source: those called ``source/case``."""
+    # of two sources a and a/b, the longer name is the one that is meant
+    longer = tuple(f"{other}/" for other in sources if other.startswith(f"{source}/"))
+    return [score for case, score in scores.items() if case.startswith(f"{source}/") and not case.startswith(longer)]
 
 
 def _ability_rows(head: Mapping[str, Any], ability: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kedit_bench.reader import read_spec, spec_from
-from kedit_bench.spec import BenchSpec
+from kedit_bench.spec import BenchSpec, ScenarioSpec
 from kedit_core.cli.common import emit, json_option, note, progress, say, show_table
 from kedit_core.cli.outputs import OutputPath
 from kedit_core.errors import InputError, KeditError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kedit_bench.cells import Cell
 
 _ON_SCREEN = 6  # metrics a cell
+_MARKS = 8  # checkpoints a cell of a plan
 _SPENT = {"edit": "computing edits", "evaluate": "evaluating them"}
 
 
@@ -97,6 +99,8 @@ def bench(
     if not leads():
         return  # one process speaks for all
     emit(json_to, lambda: found, lambda: _show(found, output))
+    if (warned := _warned(found["cells"])) is not None:
+        note(f"note: {warned}")
     failed = [cell for cell in found["cells"] if cell["status"] != "done"]
     if failed:
         raise KeditError(
@@ -147,39 +151,67 @@ def _planned(cell: Cell) -> dict[str, Any]:
         "label": cell.method.called,
         "dataset": cell.dataset.label,
         "scenario": cell.scenario.to_dict(),
-        "requests": len(cell.requests),
+        "requests": len(cell.edited),
         "metrics": list(cell.metrics),
     }
 
 
 def _show_plan(cells: Sequence[Cell], notes: Sequence[str]) -> None:
+    columns = ("model", "method", "dataset", "scenario", "size", "a round", "measured after", "requests")
     rows = [
-        (cell.model.called, cell.method.called, cell.dataset.label, str(cell.scenario), str(len(cell.requests)))
+        (
+            *(cell.model.called, cell.method.called, cell.dataset.label, cell.scenario.kind),
+            *_sizes(cell.scenario),
+            str(len(cell.edited)),
+        )
         for cell in cells
     ]
-    show_table(("model", "method", "dataset", "scenario", "requests"), rows)
+    show_table(columns, rows)
     for text in notes:
         note(f"note: {text}")
     say("\nNothing was done.")
 
 
+def _sizes(scenario: ScenarioSpec) -> tuple[str, str, str]:
+    """Facts together, facts a round, and checkpoints, as they will be; of many checkpoints the first and the last."""
+    if scenario.kind != "sequential":
+        return str(scenario.size or ""), "", ""
+    marks = [str(mark) for mark in scenario.checkpoints]
+    shown = marks if len(marks) <= _MARKS else [*marks[: _MARKS - 2], "...", marks[-1]]
+    return str(scenario.size or ""), str(scenario.batch_size), ", ".join(shown)
+
+
+def _warned(cells: Sequence[Mapping[str, Any]]) -> str | None:
+    """A sentence for the warnings of all cells, by code with the number of cells; None where there are none."""
+    codes = Counter(code for cell in cells for code in {warning["code"] for warning in cell["warnings"]})
+    number = sum(bool(cell["warnings"]) for cell in cells)
+    if not number:
+        return None
+    what = ", ".join(f"{code} ({count})" for code, count in sorted(codes.items(), key=lambda item: (-item[1], item[0])))
+    return f"{number} {'cell' if number == 1 else 'cells'} with warnings: {what}; see the report"
+
+
+def _rows_on_screen(cell: Mapping[str, Any], shown: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """A cell's row; of a mix, which has no means over its sources, a row for each of them."""
+    from kedit_core.evaluation.report import format_value
+
+    metrics, scenario = cell["evaluation"]["metrics"], cell["scenario"]
+    how = scenario["kind"] if scenario["kind"] == "single" else f"{scenario['kind']}:{scenario['size']}"
+    whole = {name: result["value"] for name, result in metrics.items()}
+    rows = {f"{cell['dataset']}: {source}": values for source, values in cell["by_source"].items()}
+    for dataset, values in (rows or {cell["dataset"]: whole}).items():
+        texts = [format_value(values.get(name), metrics[name]["unit"]) if name in metrics else "" for name in shown]
+        yield (cell["model"], cell["label"], dataset, how, *texts)
+
+
 def _show(found: Mapping[str, Any], folder: Path) -> None:
     """A line for each cell with what most people look at first; the rest is in the files."""
     from kedit_core.cli.plan import human_time
-    from kedit_core.evaluation.report import format_value
 
     cells = [cell for cell in found["cells"] if cell["evaluation"] is not None]
     names = list(dict.fromkeys(name for cell in cells for name in cell["evaluation"]["metrics"]))
     shown = [name for name in names if not name.startswith("efficiency.")][:_ON_SCREEN]
-    rows = []
-    for cell in cells:
-        metrics = cell["evaluation"]["metrics"]
-        values = [
-            format_value(metrics[name]["value"], metrics[name]["unit"]) if name in metrics else "" for name in shown
-        ]
-        scenario = cell["scenario"]
-        how = scenario["kind"] if scenario["kind"] == "single" else f"{scenario['kind']}:{scenario['size']}"
-        rows.append((cell["model"], cell["label"], cell["dataset"], how, *values))
+    rows = [row for cell in cells for row in _rows_on_screen(cell, shown)]
     show_table(("model", "method", "dataset", "scenario", *shown), rows)
     spent = {part: sum(cell["seconds"][part] for cell in found["cells"]) for part in ("total", "edit", "evaluate")}
     shares = ", ".join(f"{human_time(spent[part])} {what}" for part, what in _SPENT.items())

@@ -60,7 +60,7 @@ def _pair(pair: Pair) -> Markup:
         "table",
         element("caption", f"{pair.label} on {pair.model}, {pair.dataset}, {pair.scenario}", class_="unseen"),
         element("thead", element("tr", [_head(name) for name in heads])),
-        element("tbody", [_row(each, scale) for each in pair.differences]),
+        element("tbody", [_row(each, pair, scale) for each in pair.differences]),
         class_="differences",
     )
     refused = [
@@ -87,7 +87,7 @@ def _head(name: str) -> Markup:
     return element("th", name, scope="col", class_="method" if name == "Metric" else None)
 
 
-def _row(found: Difference, scale: float) -> Markup:
+def _row(found: Difference, pair: Pair, scale: float) -> Markup:
     verdict = found.verdict
     flag = (
         element("span", _SIGNS[verdict], element("span", f" {verdict}", class_="unseen"), class_="flag")
@@ -100,7 +100,11 @@ def _row(found: Difference, scale: float) -> Markup:
     notes += ["few, so rough"] if found.pairs < _FEW else []
     own = scale if found.unit == "share" else max(abs(found.difference), abs(found.low or 0), abs(found.high or 0))
     what = {"better": "best", "worse": "worst"}.get(verdict or "")
-    name = element("code", found.metric) if found.part is None else element("span", foreign(found.part), class_="part")
+    name = (
+        element("code", found.metric)
+        if found.part is None
+        else element("span", foreign(pair.part_called(found)), class_="part")
+    )
     return element(
         "tr",
         element("th", name, scope="row", class_="method"),

@@ -154,7 +154,11 @@ def _table(table: Comparable, group: Group, palette: Palette, few: bool, worst: 
             if figures
         ],
         _fold("Sub-keys", False, _listed(parts_table(table, palette))),
-        _fold(f"The {len(bad)} worst cases", few, [note, worst_section(bad, palette)] if bad else []),
+        _fold(
+            "The worst case" if len(bad) == 1 else f"The {len(bad)} worst cases",
+            few,
+            [note, worst_section(bad, palette)] if bad else [],
+        ),
         class_="comparable",
     )
 

@@ -53,7 +53,8 @@ class Cell:
     """One method on one model, dataset and scenario.
 
     Attributes:
-        label: what it is called in tables (the method's name, or the spec's own label for these settings).
+        label: what it is called in tables (the method's name, or the spec's own label for these settings), with a
+            number where another cell at its place has the same; ``own_label`` is without.
         error: why it failed, None where it did not.
         evaluation: metric name -> result; of the last checkpoint in a sequence. Empty for a failed cell.
         checkpoints: (edits so far, metric name -> result), in order.
@@ -81,6 +82,7 @@ class Cell:
     seconds: Mapping[str, float]
     warnings: Sequence[Mapping[str, Any]]
     ability: Mapping[str, Any] | None
+    own_label: str
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -116,7 +118,7 @@ def load_bench(path: str | Path) -> Mapping[str, Any]:
         raise InputError(
             f"there is no bench to read at {file} ({exc.strerror or exc}); give a folder that kedit bench wrote"
         ) from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InputError(f"{file} is not JSON ({exc}); give a folder that kedit bench wrote") from exc
     if not isinstance(data, dict):
         raise InputError(f"{file} holds no bench; give a folder that kedit bench wrote")
@@ -133,6 +135,11 @@ def read_bench(data: Mapping[str, Any]) -> Bench:
     cells = data.get("cells")
     if not isinstance(cells, Sequence) or isinstance(cells, str):
         raise InputError('the bench has no list "cells"; give the bench.json that kedit bench wrote')
+    for name in ("spec", "manifest", "metrics"):
+        if not isinstance(data.get(name) or {}, Mapping):
+            raise InputError(f"{name!r} of the bench is no mapping; give the bench.json that kedit bench wrote")
+    if not all(isinstance(said, Mapping) for said in (data.get("metrics") or {}).values()):
+        raise InputError('a value in "metrics" of the bench is no mapping; give the bench.json that kedit bench wrote')
     return Bench(
         cells=_told_apart([_cell(cell, number) for number, cell in enumerate(cells, 1)]),
         spec=data.get("spec") or {},
@@ -179,7 +186,8 @@ def _cell(data: Any, number: int) -> Cell:
             hparams_source=_words(data.get("hparams_source")),
             seconds={part: float(value) for part, value in (data.get("seconds") or {}).items() if value is not None},
             warnings=[dict(warning) for warning in data.get("warnings") or ()],
-            ability=data.get("ability"),
+            ability=_ability(data.get("ability")),
+            own_label=str(data.get("label") or data["method"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         what = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
@@ -198,7 +206,19 @@ def _scenario(data: Mapping[str, Any]) -> Scenario:
 
 
 def _evaluation(data: Any) -> Mapping[str, MetricResult]:
-    return {} if data is None else Evaluation.from_dict(data).metrics
+    found = {} if data is None else Evaluation.from_dict(data).metrics
+    for name, result in found.items():
+        if not all(
+            isinstance(output, Mapping) and isinstance(output.get("case", ""), str) for output in result.outputs
+        ):
+            raise ValueError(f"a reading of {name} is no mapping, or has no case")
+    return found
+
+
+def _ability(data: Any) -> Mapping[str, Any] | None:
+    if data is not None and not (isinstance(data, Mapping) and isinstance(data.get("tasks"), Mapping)):
+        raise ValueError("ability is no mapping with tasks")
+    return data
 
 
 def _words(value: Any) -> str:

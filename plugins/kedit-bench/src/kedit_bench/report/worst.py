@@ -127,7 +127,11 @@ def _case(bad: BadCase, palette: Palette, is_open: bool) -> Markup:
         element("span", scores, class_="marks"),
     )
     more = sum(probe.score < 1.0 for probe in bad.probes) - len(shown)
-    rest = element("p", f"and {more} more probes that did not come out right", class_="note") if more > 0 else None
+    rest = (
+        element("p", f"and {more} more {'probe' if more == 1 else 'probes'} that did not come out right", class_="note")
+        if more > 0
+        else None
+    )
     return element("li", element("details", summary, [_probe_block(probe) for probe in shown], rest, open=is_open))
 
 
