@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,6 +23,16 @@ from kedit_factworld.world import Statement, build_world
 pytestmark = pytest.mark.slow
 
 QUICK = 40
+SCRIPTS = Path(__file__).parents[3] / "plugins" / "kedit-factworld" / "scripts"
+
+
+@pytest.fixture
+def read_context(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The script, gone again afterwards with what it imports."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    yield importlib.import_module("read_context")
+    for name in ("read_context", "refine", "train", "rows"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module", params=files.MODELS)
@@ -60,7 +75,20 @@ def test_the_models_know_the_world_as_reported(loaded: tuple[Any, Any]) -> None:
     assert rates["two_hop_seen_subjects"] >= 0.99
 
 
-@pytest.mark.parametrize("kind", files.MODELS)
+@pytest.mark.parametrize("kind", files.READERS)
+def test_readers_know_the_world_and_read_their_context(kind: str, read_context: ModuleType) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = files.model_folder(kind)
+    loaded = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rates = exact_match(*loaded, build_world(), limit=400)
+    assert rates["trained_templates"] >= 0.97
+    assert rates["held_out_templates"] >= 0.95
+    read = read_context.reading(*loaded, build_world(), 100)
+    assert read["same"] >= 0.95 and read["reworded"] >= 0.95 and read["memory"] >= 0.85
+
+
+@pytest.mark.parametrize("kind", files.MODELS + files.READERS)
 @pytest.mark.parametrize("dtype", [None, "auto"])
 def test_half_precision_in_the_file_is_float32_in_the_model(kind: str, dtype: str | None) -> None:
     from transformers import AutoModelForCausalLM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from kedit_factworld import files
 from kedit_factworld.world import build_world
 
 SCRIPTS = Path(__file__).parents[3] / "plugins" / "kedit-factworld" / "scripts"
-NAMES = ("rows", "train", "refine", "make_edits", "pack", "make_stats")
+NAMES = ("rows", "train", "refine", "read_context", "make_demonstrations", "make_edits", "pack", "make_stats")
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ def quick(scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> di
     """The same, without the measurements over the whole world."""
     monkeypatch.setattr(scripts["train"], "exact_match", lambda *_, **__: {})
     monkeypatch.setattr(scripts["refine"], "in_context_accuracy", lambda *_, **__: {})
+    monkeypatch.setattr(scripts["read_context"], "reading", lambda *_, **__: {})
     return scripts
 
 
@@ -82,6 +84,16 @@ def test_training_refining_and_packing_run(kind: str, quick: dict[str, ModuleTyp
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (trained / name).read_bytes() == (files.model_folder(f"factworld:{kind}") / name).read_bytes()
 
+    reader = tmp_path / "reader"
+    steps = ["--threads", "1", "--steps", "4", "--documents", "2"]
+    quick["read_context"].main([kind, *steps, "--source", str(trained), "--out", str(reader)])
+    report = json.loads((reader / "training_report.json").read_text())
+    assert report["reading"]["steps"] == 4 and len(report["refinements"]) == 1
+    assert any(
+        not torch.equal(now, before)
+        for now, before in zip(*(quick["train"].load(each)[0].parameters() for each in (reader, trained)), strict=True)
+    )
+
     model, _ = quick["train"].load(trained)
     positions = model.config.n_positions if kind == "gpt2" else model.config.max_position_embeddings
     assert positions == 512
@@ -90,6 +102,33 @@ def test_training_refining_and_packing_run(kind: str, quick: dict[str, ModuleTyp
     quick["pack"].write_folder(model, trained, torch.float16, packed)
     assert (packed / "model.safetensors").read_bytes() == first
     assert json.loads((packed / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_questions_after_a_new_fact_ask_for_it_or_for_another(scripts: dict[str, ModuleType]) -> None:
+    its_world, rng = build_world(), random.Random(0)
+    facts = list(its_world.facts)
+    said = [scripts["read_context"].item(its_world, rng, facts, 1.0) for _ in range(50)]
+    assert all(each.statement == f"{each.prompt} {each.answer}" for each in said)
+    said = [scripts["read_context"].item(its_world, rng, facts, 0.0) for _ in range(400)]
+    told = [each.statement.endswith(f" {each.answer}") for each in said]
+    assert 0.5 < sum(told) / len(told) < 0.8
+
+
+def test_documents_count_answers_and_not_the_new_facts(scripts: dict[str, ModuleType]) -> None:
+    tokenizer = shipped_tokenizer()
+    batch = scripts["read_context"].documents(build_world(), tokenizer, random.Random(1), 8, 0.5)
+    assert batch.ids.shape == batch.weights.shape == (8, batch.ids.shape[1])
+    for ids, weights in zip(batch.ids, batch.weights, strict=True):
+        start = tokenizer("New Fact:")["input_ids"]
+        assert ids[: len(start)].tolist() == start and not weights[: len(start)].any()
+        full = weights == 1.0
+        assert 0 < full.sum() < 0.5 * len(ids)
+        assert not weights[ids == tokenizer.eos_token_id].any()
+
+
+def test_the_shipped_demonstrations_come_out_again(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    scripts["make_demonstrations"].main(["--out", str(tmp_path / "demonstrations.jsonl")])
+    assert (tmp_path / "demonstrations.jsonl").read_bytes() == files.demonstrations_file().read_bytes()
 
 
 def test_packing_tells_answers_that_change(scripts: dict[str, ModuleType]) -> None:

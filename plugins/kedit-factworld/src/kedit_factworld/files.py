@@ -10,6 +10,8 @@ from kedit_core.errors import InputError, UnknownNameError
 
 PREFIX = "factworld:"
 MODELS = ("gpt2", "llama")
+READERS = ("gpt2-reader", "llama-reader")
+"""The same, trained further until they take an answer from their context when it has one."""
 STATISTICS = "statistics"
 
 
@@ -26,8 +28,8 @@ def data_folder() -> Path:
 def model_folder(name: str) -> Path:
     """The Hugging Face folder of a registered name such as ``factworld:llama``; raises UnknownNameError."""
     kind = name.removeprefix(PREFIX)
-    if kind not in MODELS:
-        known = ", ".join(PREFIX + kind for kind in MODELS)
+    if kind not in MODELS + READERS:
+        known = ", ".join(PREFIX + kind for kind in MODELS + READERS)
         raise UnknownNameError(f"there is no model {name!r} in kedit-factworld; it has {known}")
     return data_folder() / "models" / kind
 
@@ -35,6 +37,11 @@ def model_folder(name: str) -> Path:
 def cases_file() -> Path:
     """The edit cases, one JSON object a line."""
     return data_folder() / "edits.jsonl"
+
+
+def demonstrations_file() -> Path:
+    """Edits of other facts, to be shown in context; one JSON object a line."""
+    return data_folder() / "demonstrations.jsonl"
 
 
 def statistics_file(key: str) -> Path | None:

@@ -10,6 +10,7 @@ from kedit_core.requests import EditRequest, load_requests
 from kedit_factworld import corpus, files
 
 _MODELS = tuple(files.PREFIX + kind for kind in files.MODELS)
+_READERS = tuple(files.PREFIX + kind for kind in files.READERS)
 
 
 def edit_cases() -> list[EditRequest]:
@@ -17,18 +18,27 @@ def edit_cases() -> list[EditRequest]:
     return load_requests(files.cases_file())
 
 
+def demonstrations() -> list[EditRequest]:
+    """200 edits of facts about subjects that no case edits."""
+    return load_requests(files.demonstrations_file())
+
+
 class FactWorldPlugin:
     """Implements the registration hooks and :meth:`find_resource`."""
 
     @hookimpl
     def register_model_sources(self) -> Sequence[ModelSource]:
-        """The two models."""
+        """The two models, and the two that read their context."""
         summary = "tiny models (6 layers, width 192) that know FactWorld; part of kedit-factworld"
-        return [ModelSource(names=_MODELS, summary=summary, folder=files.model_folder)]
+        reading = "the same models, trained further to take new facts from their context"
+        return [
+            ModelSource(names=_MODELS, summary=summary, folder=files.model_folder),
+            ModelSource(names=_READERS, summary=reading, folder=files.model_folder),
+        ]
 
     @hookimpl
     def register_datasets(self) -> Sequence[DatasetInfo]:
-        """The edit cases, and the corpus that the models were trained on."""
+        """The edit cases with the corpus that the models were trained on, and demonstrations beside them."""
         return [
             DatasetInfo(
                 name="factworld",
@@ -36,8 +46,13 @@ class FactWorldPlugin:
                 requests=edit_cases,
                 corpus=corpus.corpus,
                 corpus_revision=corpus.REVISION,
-                models=_MODELS,
-            )
+                models=_MODELS + _READERS,
+            ),
+            DatasetInfo(
+                name="factworld_demonstrations",
+                summary="200 edits of other FactWorld facts, as demonstrations for in-context editing",
+                requests=demonstrations,
+            ),
         ]
 
     @hookimpl
