@@ -614,6 +614,23 @@ def test_requirements_are_given_by_role_and_checked(tmp_path: Path) -> None:
     assert not stack.patches
 
 
+def test_what_a_patch_requires_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    stack = stack_of(model)
+    (tmp_path / "editor.bin").write_bytes(b"weights")
+    need = Requirement(role="editor", sha256=path_digest(tmp_path))
+    patch = patch_of(stack, [low_rank(model, LLAMA_OUT)], requires=(need,))
+    read: list[Path] = []
+    monkeypatch.setattr("kedit_core.patches.digests.path_digest", lambda path: read.append(path) or path_digest(path))
+    for _ in range(3):
+        stack.apply(patch, resources={"editor": tmp_path})
+        stack.clear()
+    assert read.count(tmp_path) == 1
+    (tmp_path / "more").write_bytes(b"")
+    with pytest.raises(RequirementError, match="hashes to"):
+        stack.apply(patch, resources={"editor": tmp_path})
+
+
 def test_moving_model_and_stack_together() -> None:
     model = model_of("gpt2")
     stack = stack_of(model)

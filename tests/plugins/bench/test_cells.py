@@ -65,7 +65,7 @@ def test_baselines_are_offered_beside(tmp_path: Path) -> None:
         ("ft_bf", "single"),
         ("ft_bf", "sequential:8/8"),  # its epochs are over all facts, so all are one round
     ]
-    assert ("ike" in INSTALLED.methods()) != ("the baseline ike is not installed" in notes)
+    assert ("ike_context" in INSTALLED.methods()) != ("the baseline ike_context is not installed" in notes)
     named, _ = plan(tmp_path, baselines=True, methods=["ft_bf"], scenarios=["sequential:8/2"])
     assert [str(cell.scenario) for cell in named if cell.method.name == "ft_bf"] == ["sequential:8/2"]
 
@@ -78,7 +78,7 @@ def test_all_stands_for_every_installed_method(tmp_path: Path) -> None:
     spec = with_all_methods(
         spec_from({"models": ["m"], "methods": ["all", tuned], "datasets": ["d"], "baselines": True}), INSTALLED
     )
-    assert sorted(each.name for each in spec.methods) == sorted(everything - {"ike", "ft_bf"})
+    assert sorted(each.name for each in spec.methods) == sorted(everything - {"ike_context", "ft_bf"})
     assert [each.overrides for each in spec.methods if each.label == "mine"] == [{"strength": 2.0}]
     with pytest.raises(InputError, match="the method all takes no label and no settings"):
         plan(tmp_path, methods=[{"name": "all", "overrides": {"strength": 2.0}}])

@@ -168,7 +168,9 @@ def verify(
     return True
 
 
-def check_requirements(needs: Iterable[Requirement], resources: Mapping[str, Path]) -> dict[str, Path]:
+def check_requirements(
+    needs: Iterable[Requirement], resources: Mapping[str, Path], digest: Callable[[Path], str] = path_digest
+) -> dict[str, Path]:
     """role -> path of what a patch requires; RequirementError when one is missing or is not the right one."""
     found = {}
     for need in needs:
@@ -178,9 +180,9 @@ def check_requirements(needs: Iterable[Requirement], resources: Mapping[str, Pat
             raise RequirementError(f"the patch needs a {need.role}{known}; give it with --with {need.role}=PATH")
         if not Path(path).exists():
             raise RequirementError(f"the {need.role} was given as {path}, which does not exist; check the path")
-        if need.sha256 is not None and (digest := path_digest(Path(path))) != need.sha256:
+        if need.sha256 is not None and (there := digest(Path(path))) != need.sha256:
             raise RequirementError(
-                f"the {need.role} given hashes to {digest[:12]} where the patch needs {need.sha256[:12]}; give the "
+                f"the {need.role} given hashes to {there[:12]} where the patch needs {need.sha256[:12]}; give the "
                 "one it was made with"
             )
         found[need.role] = Path(path)

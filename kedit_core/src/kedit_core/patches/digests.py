@@ -101,6 +101,24 @@ def path_digest(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+class PathDigests:
+    """:func:`path_digest` of files and folders, each computed once as long as no file's size or times change."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[object, str]] = {}
+
+    def of(self, path: Path) -> str:
+        """The digest of what stands at ``path`` now."""
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        states = [(file, file.stat()) for file in files]
+        mark = [(file, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for file, state in states]
+        seen, digest = self._known.get(path, (None, ""))
+        if seen != mark:
+            digest = path_digest(path)
+            self._known[path] = (mark, digest)
+        return digest
+
+
 def config_digest(config: Any) -> str:
     """SHA-256 of the canonical JSON of a configuration's non-default values, without what only describes its origin.
 

@@ -21,7 +21,7 @@ from kedit_core.contract import WAYS, Installed, Way
 from kedit_core.errors import InputError, StackDisturbedError, StackOrderError
 from kedit_core.forward.scope import PromptScope
 from kedit_core.patches import baseline
-from kedit_core.patches.digests import base_dtypes, config_digest, dtype_name, model_digest
+from kedit_core.patches.digests import PathDigests, base_dtypes, config_digest, dtype_name, model_digest
 from kedit_core.patches.entries import Entry, check_order, make_entry, modules_wanted, weights_wanted
 from kedit_core.patches.format import Base, EditPatch
 from kedit_core.patches.hooks import Sites
@@ -77,6 +77,7 @@ class PatchStack:
         self._catalogue, self._kinds, self._view = catalogue, dict(kinds or {}), view
         self._entries: tuple[Entry, ...] = ()
         self._digests = baseline.BaseDigests()
+        self._files = PathDigests()
         self._slots = Slots(model, self._digests)
         self._sites = Sites(model, self._acts)
         self._suspended = 0
@@ -211,7 +212,7 @@ class PatchStack:
         names = names_by_parameter(self.model)
         unverified = baseline.verify(self.model, patch, self._digest, force, allow_unverified, name, names)
         verified = perf_counter()
-        found = baseline.check_requirements(patch.requires, resources or {})
+        found = baseline.check_requirements(patch.requires, resources or {}, self._files.of)
         entry = self._entry(patch, patch.operations, way, found, unverified, names)
         self._change((*self._entries, entry), names=names)
         self.timings = Timings(verify=verified - started, install=perf_counter() - verified)

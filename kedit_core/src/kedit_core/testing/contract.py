@@ -383,14 +383,15 @@ def _same(before: Snapshot, editor: Editor, when: str) -> None:
 
 
 def _logits(editor: Editor) -> torch.Tensor:
-    """Logits on the first requests' prompts, one after another."""
+    """Logits ``[tokens, vocab]`` on two of the requests' prompts, one after another, routed as answers are."""
     texts = ("The capital of France is", "Alice works in the city of")
     rows = []
-    for text in texts:
-        ids = editor.tokenizer(text, return_tensors="pt")["input_ids"]
-        inputs = {"input_ids": ids}
-        if editor.adapter.is_encoder_decoder:
+    for text, route in zip(texts, editor.stack.route(texts), strict=True):
+        model = route.model.model if route.model else editor.model
+        tokenizer = route.model.tokenizer if route.model else editor.tokenizer
+        inputs = {"input_ids": tokenizer(route.context + text, return_tensors="pt")["input_ids"]}
+        if getattr(model.config, "is_encoder_decoder", False):
             inputs["decoder_input_ids"] = torch.zeros((1, 1), dtype=torch.long)
         with torch.no_grad():
-            rows.append(editor.model(**inputs).logits.flatten(0, 1))
+            rows.append(model(**inputs).logits.flatten(0, 1))
     return torch.cat(rows)

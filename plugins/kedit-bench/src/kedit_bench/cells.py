@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from kedit_core.plugins import Catalogue, Host
 
 FORMAT = 1
-BASELINES = (MethodSpec(name="ike"), MethodSpec(name="ft_bf", batch_size="all"))
+BASELINES = (
+    MethodSpec(name="ike_context", hparams={"encoder": "ngrams", "tau": 0.5}),
+    MethodSpec(name="ft_bf", batch_size="all"),
+)
 """What every method should be held against: retrieval in context, and breadth-first fine-tuning, whose epochs are over
 all facts, so that its sequence is one round."""
 

@@ -36,7 +36,7 @@ _SPENT = {"edit": "computing edits", "evaluate": "evaluating them"}
 @click.option("--limit", type=click.IntRange(min=1), help="Take only the first N cases of every dataset.")
 @click.option("--seed", type=click.IntRange(min=0), help="Everything random follows from it (0).")
 @click.option("--ability", "tasks", multiple=True, metavar="TASK", help="Task of lm-eval (mmlu@5, standard).")
-@click.option("--no-baselines", is_flag=True, help="Only the methods named; no ike, no ft_bf.")
+@click.option("--no-baselines", is_flag=True, help="Only the methods named; no ike_context, no ft_bf.")
 @click.option("-o", "--output", type=OutputPath(path_type=Path), help="Folder of results; the same again goes on.")
 @click.option("--plan", is_flag=True, help="Show the cells, and do nothing.")
 @click.option("--compare", nargs=2, metavar="A B", help="Hold two results against each other (folders, FOLDER:METHOD).")
