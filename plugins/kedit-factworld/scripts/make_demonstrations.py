@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kedit_core.requests import EditRequest, Probe, dump_requests, load_requests
 from kedit_factworld.files import cases_file, demonstrations_file
+from kedit_factworld.wordings import RELATIONS
 from kedit_factworld.world import FactKey, World, build_world
 
 NEIGHBOURS, OTHER_RELATIONS = 5, 2
@@ -28,7 +29,8 @@ def demonstrations(world: World, taken: set[str | None], count: int) -> list[Edi
     rng.shuffle(free)
 
     def probe(fact: FactKey) -> Probe:
-        return Probe(prompt=rng.choice(world.wordings(*fact, held_out=False)).prompt, answers=(world.facts[fact],))
+        prompt = rng.choice(world.wordings(*fact, held_out=False)).prompt
+        return Probe(prompt=prompt, answers=(world.facts[fact],), meta={"subject": fact[0], "relation": fact[1]})
 
     made: list[EditRequest] = []
     for subject, relation in free:
@@ -50,6 +52,7 @@ def demonstrations(world: World, taken: set[str | None], count: int) -> list[Edi
                     "neighborhood": tuple(probe(fact) for fact in near),
                     "relation_specificity": tuple(probe(fact) for fact in same),
                 },
+                meta={"subject_kind": RELATIONS[relation].kind, "relation": relation},
             )
         )
     return made

@@ -125,5 +125,5 @@ def test_the_wheel_holds_the_data(tmp_path: Path) -> None:
         packed = set(archive.namelist())
     assert wanted <= packed
     assert "kedit_factworld/py.typed" in packed
-    assert len([name for name in wanted if name.endswith("model.safetensors")]) == 2
+    assert len([name for name in wanted if name.endswith("model.safetensors")]) == 4
     assert wheel.stat().st_size < 20_000_000
