@@ -18,29 +18,35 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import table_text
-from attrs import frozen
+from attrs import field, frozen
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from table_row import REQUESTS, Row, digest_of, requests_of, settings_of
+from table_row import REQUESTS, Given, Row, digest_of, given_of, requests_of, settings_of
 
 from kedit_core import Editor, KeditError
+from kedit_core.errors import InputError
 from kedit_core.files import replacing
 from kedit_core.plugins import Catalogue
 
 HERE = Path(__file__).parent
 MODELS = ("factworld:llama", "factworld:gpt2")
+MEMORY = ("grace", "melo", "wise", "t_patcher", "serac", "ike", "ike_context")
 METHODS = {
-    "single": ("rome", "r_rome", "ft_l", "ft_m", "lora", "kn"),
+    "single": ("rome", "r_rome", "ft_l", "ft_m", "lora", "kn", *MEMORY),
     "batch": ("memit", "emmet", "pmet", "alphaedit"),
-    "sequential": ("rome", "r_rome", "memit", "alphaedit", "ft_bf"),
+    "sequential": ("rome", "r_rome", "memit", "alphaedit", "ft_bf", *MEMORY),
 }
+READERS = ("factworld:llama-reader", "factworld:gpt2-reader")
+ON_READERS = {"single": ("rome", "ike", "ike_context"), "sequential": ("alphaedit", "ike", "ike_context")}
+"""On models that read their context: in-context editing, and a method that writes weights beside it."""
 BATCHES = (30, 100)
 SEQUENCE = 100
+NEEDS = {"serac": "editor"}  # method -> role of what it cannot do without
 ALL_IN_A_ROUND = {"ft_bf"}  # breadth-first: what comes one after another are the epochs, over all facts
 COMMAND = "python benchmarks/table.py"
 
@@ -52,6 +58,7 @@ class Wanted:
     row: Row
     digest: str = ""
     fault: str = ""
+    given: Given = field(factory=Given)
 
 
 def rows_of(options: argparse.Namespace) -> Iterator[Row]:
@@ -63,11 +70,22 @@ def rows_of(options: argparse.Namespace) -> Iterator[Row]:
     listed = {method for methods in METHODS.values() for method in methods}
     asked = {method: catalogue.method(method) for method in options.methods or ()}
     for scenario in options.only:
-        chosen = [method for method in METHODS[scenario] if not asked or method in asked]
-        chosen += [name for name, info in asked.items() if name not in listed and scenario in info.scenarios]
+        further = [name for name, info in asked.items() if name not in listed and scenario in info.scenarios]
         for model in options.models:
-            for method in chosen:
+            usual = ON_READERS.get(scenario, ()) if model in READERS else METHODS[scenario]
+            for method in (*(each for each in usual if not asked or each in asked), *further):
                 yield from _sizes(model, method, scenario, options)
+
+
+def resources_of(texts: Sequence[str]) -> dict[str, str]:
+    """role -> path. Raises InputError for a text without ``=`` and a path that is not there."""
+    found = {}
+    for text in texts:
+        role, equals, path = text.partition("=")
+        if not equals or not Path(path).exists():
+            raise InputError(f"--with takes ROLE=PATH with a path that is there, not {text!r}")
+        found[role] = str(Path(path).absolute())
+    return found
 
 
 def _sizes(model: str, method: str, scenario: str, options: argparse.Namespace) -> Iterator[Row]:
@@ -84,7 +102,7 @@ def _sizes(model: str, method: str, scenario: str, options: argparse.Namespace) 
         yield Row(model=model, method=method, scenario=scenario, size=size, cases=cases, per_round=round_of)
 
 
-def wanted_of(rows: Sequence[Row], source: str) -> Iterator[Wanted]:
+def wanted_of(rows: Sequence[Row], source: str, resources: Mapping[str, str]) -> Iterator[Wanted]:
     """Settings of each row, found by resolving them on its model, which is loaded once."""
     for model in dict.fromkeys(row.model for row in rows):
         of_model = [row for row in rows if row.model == model]
@@ -96,8 +114,13 @@ def wanted_of(rows: Sequence[Row], source: str) -> Iterator[Wanted]:
         for row in of_model:
             try:
                 editor = Editor(first.model, first.tokenizer, row.method, name=first.name, revision=first.revision)
-                requests = requests_of(editor, source, row.cases)
-                yield Wanted(row=row, digest=digest_of(settings_of(row, editor, requests)))
+                if row.method in NEEDS and NEEDS[row.method] not in resources:
+                    raise InputError(f"{row.method} needs --with {NEEDS[row.method]}=PATH (benchmarks/README.md)")
+                requests, given = (
+                    requests_of(editor, source, row.cases),
+                    given_of(editor.catalogue.method(row.method), resources),
+                )
+                yield Wanted(row=row, digest=digest_of(settings_of(row, editor, requests, given)), given=given)
             except Exception as error:  # a method that cannot be had must not stop the others
                 yield Wanted(row=row, fault=_sentence(error))
 
@@ -114,12 +137,13 @@ def is_there(wanted: Wanted, out: Path) -> bool:
         return False
 
 
-def run_row(row: Row, out: Path, source: str, progress: Progress) -> str:
+def run_row(wanted: Wanted, out: Path, source: str, progress: Progress) -> str:
     """Run a row in a process of its own; what went wrong, or nothing."""
+    row = wanted.row
     command = [sys.executable, str(HERE / "table_row.py"), row.model, row.method, row.scenario]
     numbers = {"size": row.size, "cases": row.cases, "per-round": row.per_round, "seed": row.seed}
     command += [text for name, number in numbers.items() for text in (f"--{name}", str(number))]
-    command += ["--requests", source, "--out", str(out / row.file)]
+    command += ["--requests", source, "--out", str(out / row.file), *wanted.given.arguments()]
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     task = progress.add_task(str(row), total=1.0)
     with tempfile.TemporaryFile("w+") as errors:
@@ -145,7 +169,7 @@ def _fraction(line: str) -> float | None:
         return None
 
 
-def run_all(rows: Sequence[Row], out: Path, source: str, jobs: int, console: Console) -> dict[Row, str]:
+def run_all(asked: Sequence[Wanted], out: Path, source: str, jobs: int, console: Console) -> dict[Row, str]:
     """Run rows, ``jobs`` at a time; those that failed, with why."""
     failed: dict[Row, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -153,14 +177,14 @@ def run_all(rows: Sequence[Row], out: Path, source: str, jobs: int, console: Con
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         pool = ThreadPoolExecutor(max_workers=jobs)
         try:
-            running = {pool.submit(run_row, row, out, source, progress): row for row in rows}
+            running = {pool.submit(run_row, each, out, source, progress): each.row for each in asked}
             for done, future in enumerate(as_completed(running), 1):
                 row, fault = running[future], future.result()
                 if fault:
                     failed[row] = fault
                 minutes = (time.monotonic() - started) / 60
                 end = f"FAILED: {fault}" if fault else "done"
-                console.print(f"[{done}/{len(rows)}, {minutes:.1f} min] {row}: {end}", markup=False, soft_wrap=True)
+                console.print(f"[{done}/{len(asked)}, {minutes:.1f} min] {row}: {end}", markup=False, soft_wrap=True)
         finally:
             pool.shutdown(cancel_futures=True)
     return failed
@@ -186,7 +210,7 @@ def write_pages(out: Path) -> list[Path]:
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="registered names, folders or Hub ids")
+    parser.add_argument("--models", nargs="+", default=[*MODELS, *READERS], help="registered names, folders or Hub ids")
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS), help="scenarios")
     parser.add_argument("--methods", nargs="+", help="only these; one that the table does not list runs where it can")
     parser.add_argument("--requests", default=REQUESTS, help="a file, or a registered dataset")
@@ -195,6 +219,14 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sequence", type=int, default=SEQUENCE, help="facts one after another")
     parser.add_argument("--runs", type=int, default=1, help="sequences, each from the unedited model")
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time")
+    parser.add_argument(
+        "--with",
+        action="append",
+        default=[],
+        dest="resources",
+        metavar="ROLE=PATH",
+        help="what methods that know the role are given; serac needs editor=FOLDER",
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--force", action="store_true", help="run rows again that are there")
     parser.add_argument("--plan", action="store_true", help="say what would be run")
@@ -214,14 +246,18 @@ def main(given: Sequence[str] | None = None) -> int:
         except KeditError as error:
             console.print(f"error: {error}", markup=False, soft_wrap=True)
             return 2
-        asked = list(wanted_of(rows, options.requests))
+        try:
+            asked = list(wanted_of(rows, options.requests, resources_of(options.resources)))
+        except KeditError as error:
+            console.print(f"error: {error}", markup=False, soft_wrap=True)
+            return 2
         failed = {wanted.row: wanted.fault for wanted in asked if wanted.fault}
-        to_run = [w.row for w in asked if not w.fault and (options.force or not is_there(w, options.out))]
+        to_run = [w for w in asked if not w.fault and (options.force or not is_there(w, options.out))]
         kept = len(asked) - len(failed) - len(to_run)
         console.print(f"{len(asked)} rows: {len(to_run)} to run, {kept} there, {len(failed)} cannot be run")
         if options.plan:
             for wanted in asked:
-                state = wanted.fault or ("to run" if wanted.row in to_run else "there")
+                state = wanted.fault or ("to run" if wanted in to_run else "there")
                 console.print(f"{wanted.row}: {state}", markup=False, soft_wrap=True)
             return 1 if failed else 0
         failed |= run_all(to_run, options.out, options.requests, options.jobs, console)

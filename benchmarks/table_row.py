@@ -20,18 +20,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 
 from kedit_core import Editor, EditRequest, EditResult, KeditError
-from kedit_core.contract import SCENARIOS, hookimpl
+from kedit_core.contract import SCENARIOS, MethodInfo, hookimpl
 from kedit_core.errors import InputError
 from kedit_core.evaluation import Evaluation, Tag, combine, requests_digest, run_manifest
 from kedit_core.files import replacing
+from kedit_core.patches import path_digest
 from kedit_core.requests import load_requests
 
 FORMAT = 1
 PROTOCOLS = ("generate", "teacher_forced")
 REQUESTS = "factworld"
+OPTIONS = {"ike": {"demonstrations": "factworld_demonstrations"}}
 _RUN = ("versions", "platform", "devices", "dtypes", "threads")  # of the manifest; the rest are settings
 
 
@@ -68,6 +70,33 @@ class Row:
     def __str__(self) -> str:
         together = f" x {self.size}" if self.size > 1 else ""
         return f"{self.model_name} {self.method} {self.scenario}{together}, {self.cases} cases"
+
+
+@frozen(kw_only=True)
+class Given:
+    """What a method is given beside its hparams: ``options``, and role -> path of ``resources``."""
+
+    options: Mapping[str, str] = field(factory=dict)
+    resources: Mapping[str, str] = field(factory=dict)
+
+    def arguments(self) -> list[str]:
+        """As this script takes them."""
+        texts = [text for key, value in self.options.items() for text in ("--option", f"{key}={value}")]
+        return texts + [text for role, path in self.resources.items() for text in ("--with", f"{role}={path}")]
+
+    def settings(self) -> dict[str, Any]:
+        """What of it figures follow from; nothing where nothing was given. Files are told by their digests."""
+        digests = {role: path_digest(Path(path)) for role, path in self.resources.items()}
+        found = {"options": dict(self.options), "resources": digests}
+        return {key: value for key, value in found.items() if value}
+
+
+def given_of(info: MethodInfo, resources: Mapping[str, str]) -> Given:
+    """What the table gives a method: its options, and those of ``resources`` (role -> path) that it takes."""
+    return Given(
+        options=OPTIONS.get(info.name, {}),
+        resources={role: path for role, path in resources.items() if role in info.resources},
+    )
 
 
 class ProcessorTime:
@@ -128,7 +157,7 @@ def requests_of(editor: Editor, source: str, count: int) -> list[EditRequest]:
     return list(found[:count])
 
 
-def settings_of(row: Row, editor: Editor, requests: Sequence[EditRequest]) -> dict[str, Any]:
+def settings_of(row: Row, editor: Editor, requests: Sequence[EditRequest], given: Given) -> dict[str, Any]:
     """All that the row's figures follow from, JSON-able; two rows with equal settings are one row."""
     found = editor.catalogue.find("kedit.methods", row.method)
     return {
@@ -140,6 +169,7 @@ def settings_of(row: Row, editor: Editor, requests: Sequence[EditRequest]) -> di
         "version": found.version if found else None,
         "protocols": list(PROTOCOLS),
         "hparams": editor.settings.hparams.to_dict() if editor.settings else {},
+        **given.settings(),
     }
 
 
@@ -155,9 +185,10 @@ def measure(
     requests: Sequence[EditRequest],
     progress: OutermostWork,
     clock: ProcessorTime | None = None,
+    given: Given | None = None,
 ) -> dict[str, Any]:
     """The row: every group of ``size`` facts edited, measured and taken off, as one JSON-able record."""
-    settings = settings_of(row, editor, requests)
+    settings = settings_of(row, editor, requests, given or Given())
     if row.scenario == "single":
         results = [editor.edit(requests, scenario="single", protocols=PROTOCOLS)]
     else:
@@ -217,14 +248,25 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--requests", default=REQUESTS, help="a file, or a registered dataset")
     parser.add_argument("--out", type=Path, required=True, help="where the row goes")
-    given = vars(parser.parse_args())
-    out, source = given.pop("out"), given.pop("requests")
-    row = Row(**given)
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="for the method")
+    parser.add_argument("--with", action="append", default=[], dest="resources", metavar="ROLE=PATH")
+    asked = vars(parser.parse_args())
+    out, source = asked.pop("out"), asked.pop("requests")
+    options, resources = (dict(text.split("=", 1) for text in asked.pop(name)) for name in ("option", "resources"))
+    given, row = Given(options=options, resources=resources), Row(**asked)
     progress = OutermostWork(-(-row.cases // row.size) if row.scenario != "single" else 1)
     try:
         clock = ProcessorTime()
-        editor = Editor.from_pretrained(row.model, row.method, seed=row.seed, progress=progress, plugins=[clock])
-        record = measure(row, editor, requests_of(editor, source, row.cases), progress, clock)
+        editor = Editor.from_pretrained(
+            row.model,
+            row.method,
+            seed=row.seed,
+            progress=progress,
+            plugins=[clock],
+            options=options,
+            resources=resources,
+        )
+        record = measure(row, editor, requests_of(editor, source, row.cases), progress, clock, given)
     except KeditError as error:
         print(error, file=sys.stderr)
         return 1

@@ -13,7 +13,9 @@ METRICS = ("reliability", "generalization", "locality", "portability")
 NEAR = {"neighborhood": "locality: neighborhood", "same_relation": "locality: same relation"}
 COST = ("s / fact", "KiB / fact")
 # a table puts methods in this order, and those it does not know behind
-ORDER = ("rome", "r_rome", "memit", "emmet", "pmet", "alphaedit", "ft_l", "ft_m", "ft_bf", "lora", "adalora", "kn")
+ORDER = (
+    "rome", "r_rome", "memit", "emmet", "pmet", "alphaedit", "ft_l", "ft_m", "ft_bf", "lora", "adalora", "kn",
+    "t_patcher", "grace", "melo", "wise", "serac", "ike", "ike_context")  # fmt: skip
 SCENARIOS = ("single", "batch", "sequential")
 
 Record = Mapping[str, Any]

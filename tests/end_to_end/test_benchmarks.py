@@ -127,7 +127,7 @@ def test_the_digest_follows_what_figures_follow_from(editor: Editor) -> None:
     given = requests(3)
 
     def digest(row: Any, editor: Editor, given: Sequence[EditRequest]) -> str:
-        found = table_row.digest_of(table_row.settings_of(row, editor, given))
+        found = table_row.digest_of(table_row.settings_of(row, editor, given, table_row.Given()))
         assert isinstance(found, str)
         return found
 
@@ -140,15 +140,53 @@ def test_the_digest_follows_what_figures_follow_from(editor: Editor) -> None:
     )
 
 
+def test_what_a_method_is_given_is_in_the_digest_without_its_path(editor: Editor, tmp_path: Path) -> None:
+    table_row = script("table_row")
+    row = table_row.Row(model="tiny", method="nudge", scenario="single", cases=1)
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(content)
+
+    def settings(**given: Any) -> dict[str, Any]:
+        return dict(table_row.settings_of(row, editor, requests(1), table_row.Given(**given)))
+
+    a, b, c = (settings(resources={"editor": str(tmp_path / name)}) for name in "abc")
+    assert a == b != c and str(tmp_path) not in json.dumps(a)
+    assert settings(options={"demonstrations": "d"}) != settings()
+    serac = Catalogue.installed().method("serac")
+    given = table_row.given_of(serac, {"editor": "E", "encoder": "X"})
+    assert given.arguments() == ["--with", "editor=E"] and given.options == {}
+    assert table_row.given_of(Catalogue.installed().method("ike"), {}).arguments() == [
+        "--option",
+        "demonstrations=factworld_demonstrations",
+    ]
+
+
+def test_a_method_that_lacks_what_it_needs_is_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = script("table")
+    asked = ["--methods", "serac", "--only", "single", "--models", "factworld:llama", "--cases", "2", "--plan"]
+    assert table.main([*asked, "--out", str(tmp_path)]) == 1
+    assert "serac needs --with editor=PATH" in capsys.readouterr().out
+    assert table.main([*asked, "--out", str(tmp_path), "--with", "editor"]) == 2
+    assert "--with takes ROLE=PATH" in capsys.readouterr().out
+    assert table.main([*asked, "--out", str(tmp_path), "--with", f"editor={tmp_path}"]) == 0
+
+
 # ------------------------------------------------------------------ which rows
 def test_rows_that_are_asked_for() -> None:
     table = script("table")
     rows = list(table.rows_of(table.arguments([])))
     of_llama = [row for row in rows if row.model == "factworld:llama"]
-    assert len(rows) == 2 * len(of_llama) == 2 * (6 + 2 * 4 + 5)
+    memory = len(table.MEMORY)
+    assert len(of_llama) == 6 + memory + 2 * 4 + 5 + memory
+    readers = [row for row in rows if row.model in table.READERS]
+    assert len(rows) == 2 * len(of_llama) + len(readers) and len(readers) == 2 * (3 + 3)
     sizes = {(row.scenario, row.size, row.cases) for row in rows}
     assert sizes == {("single", 1, 300), ("batch", 30, 300), ("batch", 100, 300), ("sequential", 100, 100)}
     assert {row.method: row.per_round for row in of_llama if row.scenario == "sequential"} == {
+        **dict.fromkeys(table.MEMORY, 1),
         "rome": 1,
         "r_rome": 1,
         "memit": 1,

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from endpoint_server import ModelServer
+
+from kedit_core import Editor
+from kedit_core.evaluation import Answers
 
 REPO = Path(__file__).parents[2]
 PAGES = sorted(
@@ -19,6 +24,7 @@ PAGES = sorted(
         *REPO.glob("plugins/*/README.md"),
     ]
 )
+ENDPOINT = "http://127.0.0.1:8000/v1"  # pages write this; tests serve on a free port
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -32,15 +38,29 @@ def commands(block: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in joined.splitlines() if line.startswith("kedit ")]
 
 
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    """URL of a server on this machine, behind which a FactWorld model answers."""
+    pytest.importorskip("openai")
+    editor = Editor.from_pretrained("factworld:llama-reader")
+    server = ModelServer(Answers(editor.model, editor.adapter, editor.tokens))
+    with server.running():
+        yield server.url
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
-def test_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     from kedit_core.cli.root import kedit
 
     monkeypatch.chdir(tmp_path)
+    server = request.getfixturevalue("endpoint") if ENDPOINT in page.read_text() else ENDPOINT
     module = ModuleType("docs_page")  # what a page defines can be named as "docs_page:Name", as in a module of its own
     monkeypatch.setitem(sys.modules, "docs_page", module)
     for language, block, line in blocks(page):
+        block = block.replace(ENDPOINT, server)
         if language == "python":
             code = compile("\n" * (line - 1) + block, str(page), "exec")
             exec(code, module.__dict__)

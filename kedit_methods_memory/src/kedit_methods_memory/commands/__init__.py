@@ -1,0 +1,1 @@
+"""Commands of this distribution. Imports no torch."""

@@ -1,0 +1,237 @@
+"""The memory of facts as a patch holds it, and the text it puts before a prompt.
+
+What stands before a prompt follows from the patch (and the file of demonstrations, where it is by hash) and the prompt
+alone: no model, tokenizer or clock is asked, so it is the same text in every process, and on a client of an endpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from attrs import evolve, field, frozen
+from torch import Tensor
+
+from kedit_core.errors import PatchFormatError
+from kedit_core.patches import RouterOperation
+from kedit_methods_memory.ike import texts
+from kedit_methods_memory.ike.retrieval import Drawn
+
+KIND = "ike.context"
+VERSION = 1
+_NONE = -1  # stands where a fact has fewer demonstrations than another
+_SLACK = 3  # tokens that joining texts may add
+
+
+class Demonstrations(Protocol):
+    """Texts of demonstrations by record number, type and variant."""
+
+    def text(self, number: int, kind: int, variant: int) -> str:
+        """One demonstration."""
+
+
+@frozen(kw_only=True)
+class Fact:
+    """One fact in the memory, and what it takes in tokens of the base's tokenizer.
+
+    Attributes:
+        id: of its request.
+        prompt, target: the fact; ``subject`` is for people.
+        drawn: its demonstrations, nearest first.
+        drawn_tokens: tokens of each of them.
+        head_tokens: of what the query block has before the query, special tokens included.
+        copy_tokens: of the fact's own copy.
+    """
+
+    id: str
+    prompt: str
+    target: str
+    subject: str | None = None
+    drawn: tuple[Drawn, ...] = ()
+    drawn_tokens: tuple[int, ...] = ()
+    head_tokens: int = 0
+    copy_tokens: int = 0
+
+
+@frozen(eq=False, kw_only=True)
+class Memory:
+    """Facts with their vectors and demonstrations.
+
+    Attributes:
+        mode: see the settings of IKE.
+        facts: in the order in which they came.
+        embeddings: ``[facts, width]`` float32 of length 1, of the facts' prompts.
+        tau: a prompt whose best fact scores below this passes through; None: none does.
+        window: tokens that a prompt with its context may have; None for no limit.
+        answer_tokens: how many of them are kept free.
+        encoder: record of what made the embeddings (:class:`kedit_methods_memory.encoders.Identity`).
+        demonstrations: record of where the demonstrations come from; None without any.
+        settings: what they were drawn with (k, ratio, seed), for people.
+        records: the records' texts as JSON, where they are in the patch.
+    """
+
+    mode: str
+    facts: tuple[Fact, ...]
+    embeddings: Tensor
+    tau: float | None
+    window: int | None
+    answer_tokens: int
+    encoder: Mapping[str, Any]
+    demonstrations: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(factory=dict)
+    records: Mapping[str, Any] = field(factory=dict)
+
+    @property
+    def asks_encoder(self) -> bool:
+        """Whether prompts must be compared with facts; a single fact without a threshold always applies."""
+        return self.tau is not None or len(self.facts) > 1
+
+    @property
+    def longest(self) -> int:
+        """Most demonstrations that a fact has."""
+        return max((len(fact.drawn) for fact in self.facts), default=0)
+
+    def best(self, queries: Tensor) -> list[int | None]:
+        """The fact of each query ``[queries, width]``, or None below the threshold; of equally near ones the newest."""
+        scores = queries @ self.embeddings.T
+        newest = (len(self.facts) - 1) - scores.flip(1).argmax(dim=1)
+        top = scores.gather(1, newest.unsqueeze(1))[:, 0]
+        chosen = zip(newest.tolist(), top.tolist(), strict=True)
+        return [index if self.tau is None or score >= self.tau else None for index, score in chosen]
+
+    def used(self, fact: Fact, query: str) -> tuple[int, bool]:
+        """How many demonstrations stand before a query, and whether the fact's own copy does.
+
+        The least similar ones are left out first, the copy last, until the window holds what remains, the query and
+        the answer. A query counts as one token for each of its UTF-8 bytes, which no tokenizer goes beyond.
+        """
+        if self.window is None:
+            return len(fact.drawn), bool(fact.copy_tokens)
+        room = self.window - self.answer_tokens - fact.head_tokens - len(query.encode()) - _SLACK
+        copy = 0 < fact.copy_tokens <= room
+        if fact.copy_tokens and not copy:
+            return 0, False
+        room -= fact.copy_tokens
+        count = 0
+        for tokens in fact.drawn_tokens:
+            if tokens > room:
+                break
+            room, count = room - tokens, count + 1
+        return count, copy
+
+    def context(self, fact: Fact, query: str, demonstrations: Demonstrations) -> str:
+        """What stands before a query that this fact is put before."""
+        count, copy = self.used(fact, query)
+        return context_of(self.mode, fact, fact.drawn[:count], copy, demonstrations)
+
+    def without(self, fact_id: str) -> Memory:
+        """The memory without the facts of this id."""
+        kept = [i for i, fact in enumerate(self.facts) if fact.id != fact_id]
+        return evolve(self, facts=tuple(self.facts[i] for i in kept), embeddings=self.embeddings[kept])
+
+    def shown(self) -> set[tuple[int, int, int]]:
+        """Every demonstration of any fact: (record, type, variant)."""
+        return {(each.record, each.kind, each.variant) for fact in self.facts for each in fact.drawn}
+
+    # ------------------------------------------------------------------ as an operation
+    def operation(self) -> RouterOperation:
+        """The memory as the operation of a patch."""
+        tensors = {"memory.embeddings": self.embeddings}
+        if self.mode != "ice":
+            tensors |= {
+                "memory.demo_ids": self._table([[each.record for each in fact.drawn] for fact in self.facts]),
+                "memory.demo_types": self._table([[e.kind for e in fact.drawn] for fact in self.facts], torch.int8),
+                "memory.demo_variant": self._table(
+                    [[e.variant for e in fact.drawn] for fact in self.facts], torch.int16
+                ),
+                "memory.demo_tokens": self._table([fact.drawn_tokens for fact in self.facts], torch.int32),
+            }
+        counts = [[fact.head_tokens, fact.copy_tokens] for fact in self.facts]
+        tensors["memory.tokens"] = torch.tensor(counts, dtype=torch.int32).reshape(-1, 2)
+        # how many demonstrations there is room for before the fact's own prompt
+        used = [self.used(fact, fact.prompt)[0] for fact in self.facts]
+        tensors["memory.k_used"] = torch.tensor(used, dtype=torch.int32)
+        config = {
+            "template_version": texts.TEMPLATE_VERSION,
+            "mode": self.mode,
+            "facts": [
+                {"id": fact.id, "prompt": fact.prompt, "subject": fact.subject, "target": fact.target}
+                for fact in self.facts
+            ],
+            "tau": self.tau,
+            "window": self.window,
+            "answer_tokens": self.answer_tokens,
+            "encoder": dict(self.encoder),
+            "demonstrations": None if self.demonstrations is None else dict(self.demonstrations),
+            "settings": dict(self.settings),
+            "records": dict(self.records),
+        }
+        return RouterOperation(KIND, VERSION, config, tensors)
+
+    def _table(self, rows: Sequence[Sequence[int]], dtype: torch.dtype = torch.int64) -> Tensor:
+        table = torch.full((len(rows), self.longest), _NONE, dtype=dtype)
+        for row, values in enumerate(rows):
+            table[row, : len(values)] = torch.tensor(list(values), dtype=dtype)
+        return table
+
+    @classmethod
+    def of(cls, operation: RouterOperation) -> Memory:
+        """The memory that an operation holds. Raises PatchFormatError when it is none that kedit wrote."""
+        config, tensors = operation.config, operation.tensors
+        try:
+            if config["template_version"] != texts.TEMPLATE_VERSION:
+                raise PatchFormatError(
+                    f"the patch has context texts of version {config['template_version']}, and this kedit writes "
+                    f"version {texts.TEMPLATE_VERSION}; update kedit-methods-memory"
+                )
+            return cls(
+                facts=_facts(config["facts"], tensors),
+                embeddings=tensors["memory.embeddings"].float(),
+                **{key: config[key] for key in _FIELDS},
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise PatchFormatError(
+                f"the patch's {KIND} operation cannot be read ({type(error).__name__}: {error}); it was not made "
+                "by kedit"
+            ) from error
+
+
+_FIELDS = ("mode", "tau", "window", "answer_tokens", "encoder", "demonstrations", "settings", "records")
+
+
+def context_of(mode: str, fact: Fact, drawn: Sequence[Drawn], copy: bool, demonstrations: Demonstrations) -> str:
+    """The text before a query: demonstrations (given nearest first), the fact's copy, and the query block's head."""
+    ordered = drawn if mode == "easyedit" else drawn[::-1]
+    shown = [demonstrations.text(each.record, each.kind, each.variant) for each in ordered]
+    own = (fact.prompt, fact.target)
+    if copy:
+        shown.append(texts.demonstration(own, own))
+    return "".join(shown) + texts.query_head(mode, own)
+
+
+def _facts(listed: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> tuple[Fact, ...]:
+    counts = tensors["memory.tokens"].tolist()
+    if not len(listed) == len(counts) == len(tensors["memory.embeddings"]):
+        raise ValueError(f"{len(listed)} facts with {len(counts)} rows of numbers")
+    blank: list[list[int]] = [[] for _ in listed]
+    ids, kinds, variants, tokens = (
+        tensors[f"memory.{name}"].tolist() if f"memory.{name}" in tensors else blank
+        for name in ("demo_ids", "demo_types", "demo_variant", "demo_tokens")
+    )
+    facts = []
+    for row, (one, (head, copy)) in enumerate(zip(listed, counts, strict=True)):
+        drawn = [Drawn(*each) for each in zip(ids[row], kinds[row], variants[row], strict=True) if each[0] != _NONE]
+        facts.append(
+            Fact(
+                id=one["id"],
+                prompt=one["prompt"],
+                target=one["target"],
+                subject=one["subject"],
+                drawn=tuple(drawn),
+                drawn_tokens=tuple(tokens[row][: len(drawn)]),
+                head_tokens=head,
+                copy_tokens=copy,
+            )
+        )
+    return tuple(facts)

@@ -1,0 +1,214 @@
+"""What a SERAC editor is trained on: edits, prompts in their scope, prompts out of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from attrs import field, frozen
+
+from kedit_core.errors import InputError
+from kedit_core.requests import EditRequest
+from kedit_methods_memory.hparams.serac import SeracTrainingHyperParams
+from kedit_methods_memory.serac.training.negatives import Neighbours
+
+_TRIES = 64  # redraws of a record that must be of another id
+
+
+@frozen(kw_only=True)
+class Record:
+    """One edit of the training set.
+
+    Attributes:
+        id: records of one id say the same fact, so none is out of another's scope.
+        prompt: of the edit; answers: what it may say, one of which is drawn.
+        inside: in-scope prompts with the answer they have whatever is drawn; None for the drawn one.
+        outside: its own prompts out of scope.
+    """
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    inside: tuple[tuple[str, str | None], ...]
+    outside: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class Draw:
+    """One record as drawn for a step: ``edit`` (prompt, target), ``outer`` likewise, a prompt out of scope."""
+
+    record: Record
+    edit: tuple[str, str]
+    outer: tuple[str, str]
+    outside: str
+
+
+@frozen(kw_only=True)
+class ScopeBatch:
+    """The batch contract of editors that are trained, in text: models tokenise with tokenizers of their own.
+
+    Attributes:
+        edit_inner: (prompt, target) that the editor sees; row i is entry i of a fresh memory.
+        edit_outer: (prompt, target) in the scope of the entry that ``pos_pairs`` names.
+        pos_pairs: (row of ``edit_outer``, entry) of each positive pair.
+        loc: prompts out of scope; row i of entry i at least.
+        ids: record of each entry; loc_ids: of each prompt out of scope, None for a record's own probe.
+    """
+
+    edit_inner: tuple[tuple[str, str], ...]
+    edit_outer: tuple[tuple[str, str], ...]
+    pos_pairs: tuple[tuple[int, int], ...]
+    loc: tuple[str, ...]
+    ids: tuple[str, ...] = field()
+    loc_ids: tuple[str | None, ...] = field()
+
+
+def records_of(requests: Sequence[EditRequest], hparams: SeracTrainingHyperParams) -> list[Record]:
+    """Records of edit requests: id of the case, the request's prompts, locality probes as prompts out of scope.
+
+    Raises InputError when nothing is left: requests without a prompt that ``outer`` asks for are left out.
+    """
+    answers = _alternatives(requests, hparams.alternatives_from)
+    found = []
+    for number, request in enumerate(requests):
+        inside: list[tuple[str, str | None]] = []
+        if "original" in hparams.outer:
+            inside.append((request.prompt, None))
+        if "rephrase" in hparams.outer:
+            inside += [(prompt, None) for prompt in request.rephrase_prompts if prompt != request.prompt]
+        if "portability" in hparams.outer:
+            inside += [
+                (probe.prompt, probe.answers[0])
+                for probes in request.portability.values()
+                for probe in probes
+                if probe.answers
+            ]
+        if inside:
+            found.append(
+                Record(
+                    id=request.case_id or request.id,
+                    prompt=request.prompt,
+                    answers=answers[number],
+                    inside=tuple(dict.fromkeys(inside)),
+                    outside=_outside(request),
+                )
+            )
+    if not found:
+        raise InputError(
+            f"none of {len(requests)} requests has a prompt of {', '.join(hparams.outer)} to train on; give requests "
+            "with rephrase_prompts, or outer: [original]"
+        )
+    return found
+
+
+class Drawing:
+    """Draws micro-batches of some records.
+
+    Args:
+        records: of the training set, two ids at least unless every record has prompts out of scope of its own.
+        neighbours: near records by text, for hard negatives; None where none are drawn.
+
+    Raises InputError for records that leave nothing out of scope.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], hparams: SeracTrainingHyperParams, neighbours: Neighbours | None = None
+    ) -> None:
+        self.records, self.hparams, self.neighbours = list(records), hparams, neighbours
+        alone = len({record.id for record in records}) < 2
+        if alone and not (hparams.own_negatives and all(record.outside for record in records)):
+            raise InputError("prompts out of scope come from other records; give requests of two cases at least")
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> ScopeBatch:
+        """The records of these indices as one micro-batch; all else is drawn with ``generator``."""
+        inner: list[tuple[str, str]] = []
+        outer: list[tuple[str, str]] = []
+        loc: list[str] = []
+        loc_ids: list[str | None] = []
+        for index in indices:
+            record = self.records[index]
+            answer = record.answers[_below(len(record.answers), generator)]
+            prompt, fixed = record.inside[_below(len(record.inside), generator)]
+            edit, asked = (record.prompt, answer), (prompt, answer if fixed is None else fixed)
+            if self.hparams.flip and fixed is None:
+                edit, asked = (prompt, answer), (record.prompt, answer)
+            text, of = self._outside(index, {edit[0], asked[0], record.prompt}, generator)
+            inner.append(edit)
+            outer.append(asked)
+            loc.append(text)
+            loc_ids.append(of)
+        return ScopeBatch(
+            edit_inner=tuple(inner),
+            edit_outer=tuple(outer),
+            pos_pairs=tuple((row, row) for row in range(len(inner))),
+            loc=tuple(loc),
+            ids=tuple(self.records[index].id for index in indices),
+            loc_ids=tuple(loc_ids),
+        )
+
+    def _outside(self, index: int, inside: set[str], generator: torch.Generator) -> tuple[str, str | None]:
+        """A prompt out of the scope of a record, and the record it is of."""
+        record, hparams = self.records[index], self.hparams
+        own = [text for text in record.outside if text not in inside] if hparams.own_negatives else []
+        if own and (_coin(generator) or all(other.id == record.id for other in self.records)):
+            return own[_below(len(own), generator)], None
+        if self.neighbours is not None and float(torch.rand((), generator=generator)) < hparams.hard_negatives:
+            near = self.neighbours.draw(index, generator)
+            if near is not None:
+                return self._prompt_of(near, generator), self.records[near].id
+        for _ in range(_TRIES):
+            other = _below(len(self.records), generator)
+            text = self._prompt_of(other, generator)
+            if self.records[other].id != record.id and text not in inside:
+                return text, self.records[other].id
+        raise InputError(f"nearly all records say the same as {record.id!r}; give requests of more cases")
+
+    def _prompt_of(self, index: int, generator: torch.Generator) -> str:
+        record = self.records[index]
+        prompts = list(dict.fromkeys([record.prompt, *(prompt for prompt, _ in record.inside)]))
+        return prompts[_below(len(prompts), generator)]
+
+
+def split(requests: Sequence[EditRequest], share: float, seed: int) -> tuple[list[EditRequest], list[EditRequest]]:
+    """Requests to train on and to hold out, told apart by case; the same cases whatever their order.
+
+    Raises InputError when one of the two would be empty.
+    """
+    cases = sorted({request.case_id or request.id for request in requests})
+    order = torch.randperm(len(cases), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = {cases[i] for i in order[: max(1, round(share * len(cases)))]}
+    kept = [request for request in requests if (request.case_id or request.id) not in held]
+    out = [request for request in requests if (request.case_id or request.id) in held]
+    if not kept or not out:
+        raise InputError(f"{len(cases)} cases cannot be split with a share of {share} held out; give more, or a file")
+    return kept, out
+
+
+def _alternatives(requests: Sequence[EditRequest], name: str | None) -> list[tuple[str, ...]]:
+    """The answers that each request may be given."""
+    if name is None:
+        return [(request.target_new,) for request in requests]
+    pools: dict[str, dict[str, None]] = defaultdict(dict)
+    for request in requests:
+        if name not in request.meta:
+            raise InputError(
+                f"the request of {request.prompt[:60]!r} has no {name!r} in its meta; leave alternatives_from out"
+            )
+        known = {text: None for text in (request.target_new, request.ground_truth) if text}
+        pools[str(request.meta[name])].update(known)
+    return [tuple(sorted(pools[str(request.meta[name])])) for request in requests]
+
+
+def _outside(request: EditRequest) -> tuple[str, ...]:
+    inside = {request.prompt, *request.rephrase_prompts}
+    texts = dict.fromkeys(probe.prompt for probes in request.locality.values() for probe in probes)
+    return tuple(text for text in texts if text not in inside)
+
+
+def _below(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+def _coin(generator: torch.Generator) -> bool:
+    return _below(2, generator) == 1

@@ -1,0 +1,314 @@
+"""The memory of facts: which is chosen, what is kept, what is dropped, and what a patch file must hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from attrs import evolve
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ike_tools import FACTS, demonstrations, editor_on, read_before
+
+from kedit_core import EditPatch, EditRequest
+from kedit_core.errors import HyperParamsError, InputError, PatchFormatError, RequirementError, UnknownNameError
+from kedit_core.patches import LowRankDelta, RouterOperation
+from kedit_core.requests import Probe, dump_requests
+from kedit_methods_memory.ike import memory_of
+from kedit_methods_memory.ike.corpus import Record
+from kedit_methods_memory.ike.texts import cleaned
+
+QUERIES = [fact.prompt for fact in FACTS] + ["Alice lives in Paris and works in", "Nobody knows"]
+
+
+def test_each_prompt_gets_the_fact_that_is_nearest() -> None:
+    editor = editor_on(method="ike_context")
+    editor.edit(list(FACTS), evaluate=False)
+    for query, fact in zip(QUERIES, (*FACTS, FACTS[1]), strict=False):
+        assert read_before(editor, query) == f"New Fact: {fact.prompt} {fact.target_new}\nPrompt: "
+
+
+def test_the_threshold_is_a_cosine_and_counts_as_reached_when_equal() -> None:
+    query = "Alice lives in Paris and works in"
+    encoder = editor_on(method="ike_context", tau=0.0)
+    patch = encoder.edit(list(FACTS), evaluate=False).patch
+    memory = memory_of(patch)
+    from kedit_methods_memory.ngrams import NGramEncoder
+
+    score = float((NGramEncoder().encode([query]) @ memory.embeddings.T).max())
+    for tau, passes in ((score, False), (score + 1e-4, True)):
+        editor = editor_on(method="ike_context", tau=tau)
+        editor.edit(list(FACTS), evaluate=False)
+        assert (read_before(editor, query) == "") == passes
+
+
+def test_of_one_prompt_with_two_answers_the_newest_counts() -> None:
+    editor = editor_on(k=4)
+    editor.edit(FACTS[0], evaluate=False)
+    editor.edit(evolve(FACTS[0], target_new="Oslo"), evaluate=False)
+    assert read_before(editor, FACTS[0].prompt).endswith("New Fact: The capital of France is Oslo\nPrompt: ")
+    assert [fact["target_new"] for fact in editor.stack.patches[0].patch.requests] == ["Rome", "Oslo"]
+
+
+def test_dropping_a_fact_leaves_the_others_as_they_were_and_nothing_of_it() -> None:
+    editor = editor_on(k=4)
+    patch = editor.edit(list(FACTS), evaluate=False).patch
+    before = {fact.prompt: read_before(editor, fact.prompt) for fact in FACTS}
+    editor.restore()
+    rest = editor.drop(patch, "b")
+    with editor.applied(rest):
+        assert read_before(editor, FACTS[0].prompt) == before[FACTS[0].prompt]
+        assert read_before(editor, FACTS[2].prompt) == before[FACTS[2].prompt]
+        assert "Alice" not in read_before(editor, FACTS[1].prompt)
+    assert "Alice" not in json.dumps(rest.manifest())
+    # as if it had never been there
+    alone = editor_on(k=4)
+    others = alone.edit([FACTS[0], FACTS[2]], evaluate=False).patch
+    assert memory_of(rest).records == memory_of(others).records
+    assert torch.equal(memory_of(rest).embeddings, memory_of(others).embeddings)
+
+
+def test_as_easyedit_ranks_texts_of_any_type_nearest_first_without_the_copy() -> None:
+    records = demonstrations(12)
+    editor = editor_on(k=16, mode="easyedit", demos=records)
+    patch = editor.edit(FACTS[0], evaluate=False).patch
+    memory = memory_of(patch)
+    from kedit_methods_memory.ngrams import NGramEncoder
+
+    encoder, scored = NGramEncoder(), []
+    wanted = encoder.encode(["New Fact: The capital of France is Rome\nPrompt: The capital of France is\n\n"])[0]
+    for i, request in enumerate(records):
+        record = Record.of(request, ("neighborhood",))
+        for kind in (0, 1, 2):
+            for variant in range(record.variants(kind)):
+                text = record.text(kind, variant)
+                scored.append((-round(float(encoder.encode([text])[0] @ wanted), 6), i, kind, variant, text))
+    nearest = sorted(scored)[:16]
+    assert [(each.record, each.kind, each.variant) for each in memory.facts[0].drawn] == [each[1:4] for each in nearest]
+    wanted_text = "".join(each[4] for each in nearest) + "New Fact: The capital of France is Rome\nPrompt: "
+    assert read_before(editor, "Paris?") == wanted_text
+    assert len({each[1] for each in nearest}) < 16  # one record may come more than once
+
+
+def test_the_control_has_the_demonstrations_and_not_the_fact() -> None:
+    whole, control = editor_on(k=8), editor_on(k=8, mode="format")
+    for editor in (whole, control):
+        editor.edit(FACTS[0], evaluate=False)
+    text = read_before(control, "x")
+    assert "Rome\nPrompt: The capital of France" not in text and text.endswith("\n\nPrompt: ")
+    shown = text.removesuffix("Prompt: ")
+    assert shown and read_before(whole, "x").startswith(shown)
+
+
+# ------------------------------------------------------------------ the patch file
+@pytest.mark.slow
+def test_another_process_builds_the_very_same_prompts(tmp_path: Path) -> None:
+    editor = editor_on("llama", k=8, window=600)
+    editor.edit(list(FACTS), evaluate=False).patch.save(tmp_path / "patch.safetensors")
+    code = (
+        "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from ike_tools import editor_on, read_before;"
+        "from kedit_core import EditPatch; e = editor_on('llama', method='ike_context');"
+        "e.apply(EditPatch.load(sys.argv[2]));"
+        "print(json.dumps([read_before(e, q) for q in json.loads(sys.argv[3])]))"
+    )
+    arguments = [json.dumps(sys.path), str(tmp_path / "patch.safetensors"), json.dumps(QUERIES)]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [read_before(editor, query) for query in QUERIES]
+
+
+def test_by_hash_the_patch_is_small_and_needs_the_very_file(tmp_path: Path) -> None:
+    file, other_file = tmp_path / "demos.jsonl", tmp_path / "other.jsonl"
+    dump_requests(demonstrations(20), file)
+    dump_requests(demonstrations(19), other_file)
+    inline = editor_on(k=8, resources={"demonstrations": file})
+    hashed = editor_on(k=8, resources={"demonstrations": file}, store_demonstrations="by_hash")
+    for editor in (inline, hashed):
+        editor.edit(list(FACTS), evaluate=False)
+    patch = hashed.stack.patches[0].patch
+    assert [read_before(hashed, q) for q in QUERIES] == [read_before(inline, q) for q in QUERIES]
+    assert patch.size < inline.stack.patches[0].patch.size - 1500
+    assert "Arvania" not in json.dumps(patch.manifest())
+    assert {need.role: need.sha256 for need in patch.requires} == {
+        "demonstrations": hashlib.sha256(file.read_bytes()).hexdigest()
+    }
+    elsewhere = editor_on()
+    with pytest.raises(RequirementError, match="--with demonstrations=PATH"):
+        elsewhere.apply(patch)
+    with pytest.raises(RequirementError, match="hashes to"):
+        elsewhere.apply(patch, resources={"demonstrations": other_file})
+    elsewhere.apply(patch, resources={"demonstrations": file})
+    assert [read_before(elsewhere, q) for q in QUERIES] == [read_before(inline, q) for q in QUERIES]
+
+
+def damaged(patch: EditPatch, **config: object) -> EditPatch:
+    (operation,) = patch.operations
+    broken = RouterOperation(operation.kind, 1, {**operation.config, **config}, operation.tensors)
+    return evolve(patch, operations=[broken])
+
+
+def test_a_patch_that_does_not_hold_what_it_names_is_refused_when_applied() -> None:
+    editor = editor_on(k=4)
+    patch = editor.edit(list(FACTS), evaluate=False).patch
+    editor.restore()
+    for broken in (
+        damaged(patch, records={}),
+        damaged(patch, facts=[]),
+        damaged(patch, facts=[{"id": "1"}] * 3),
+        damaged(patch, template_version=2),
+        damaged(patch, demonstrations={"stored": "by_hash"}),
+    ):
+        with pytest.raises(PatchFormatError):
+            editor.apply(broken)
+        assert not editor.stack.patches
+    tensors = {**patch.operations[0].tensors}
+    tensors.pop("memory.tokens")
+    with pytest.raises(PatchFormatError, match=r"ike\.context"):
+        editor.apply(evolve(patch, operations=[RouterOperation("ike.context", 1, patch.operations[0].config, tensors)]))
+
+
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=10))
+def test_any_history_beside_weight_patches_is_exact(steps: list[int]) -> None:
+    editor = editor_on(method="ike_context")
+    base = editor.stack.weights_digest()
+    place = editor.adapter.mlp_out_weight(1)
+    out, inner = editor.adapter.down_weight(1).shape
+    facts = [editor.compute(fact) for fact in FACTS[:2]]
+    weights = []
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        delta = LowRankDelta(
+            place, torch.randn(out, 1, generator=generator), torch.randn(1, inner, generator=generator)
+        )
+        weights.append(evolve(facts[0], operations=[delta], base=editor.stack.base_of([delta]), requests=()))
+    pool, on = [facts[0], weights[0], facts[1], weights[1]], []
+    for step in steps:
+        patch = pool[step]
+        if patch in on:
+            editor.remove(patch)
+            on.remove(patch)
+        else:
+            editor.apply(patch)
+            on.append(patch)
+        heads = [memory_of(each).facts[0] for each in on if each in facts]
+        assert read_before(editor, "Hello") == "".join(f"New Fact: {h.prompt} {h.target}\nPrompt: " for h in heads)
+    fresh = editor_on(method="ike_context")
+    for other in on:
+        fresh.apply(other)
+    assert fresh.stack.weights_digest() == editor.stack.weights_digest()
+    editor.restore()
+    assert editor.stack.weights_digest() == base and read_before(editor, "Hello") == ""
+
+
+# ------------------------------------------------------------------ what is given
+def test_without_any_demonstrations_it_says_what_to_give() -> None:
+    editor = editor_on()
+    editor.options.clear()
+    with pytest.raises(RequirementError, match="--with demonstrations=FILE"):
+        editor.edit(FACTS[0], evaluate=False)
+    editor.options["demonstrations"] = "no-such-dataset"
+    with pytest.raises(UnknownNameError):
+        editor.edit(FACTS[0], evaluate=False)
+    editor.options["demonstrations"] = 7
+    with pytest.raises(InputError, match="int"):
+        editor.edit(FACTS[0], evaluate=False)
+    by_hash = editor_on(store_demonstrations="by_hash")
+    with pytest.raises(InputError, match="by the hash of their file"):
+        by_hash.edit(FACTS[0], evaluate=False)
+
+
+def test_records_that_are_edited_or_lack_what_types_need_cannot_serve() -> None:
+    bare = [EditRequest(prompt=f"Fact {i} is", target_new="so", case_id=f"bare-{i}") for i in range(3)]
+    with pytest.raises(InputError, match="no rephrase or no locality probe"):
+        editor_on(demos=bare).edit(FACTS[0], evaluate=False)
+    with pytest.raises(InputError, match="2 are edited themselves"):
+        editor_on(demos=FACTS[:2]).edit(list(FACTS), evaluate=False)
+    copies = editor_on(demos=bare, ratio=[1, 0, 0]).edit(FACTS[0], evaluate=False)
+    assert {each.kind for each in memory_of(copies.patch).facts[0].drawn} == {0}
+    assert [warning.code for warning in copies.warnings] == ["few_demonstrations"]
+    strings = editor_on(demos=bare, mode="easyedit", k=2).edit(FACTS[0], evaluate=False)
+    assert len(memory_of(strings.patch).facts[0].drawn) == 2
+
+
+def test_other_demonstrations_than_the_facts_before_had_are_refused() -> None:
+    editor = editor_on(k=4)
+    editor.edit(FACTS[0], evaluate=False)
+    editor.options["demonstrations"] = demonstrations(12)
+    with pytest.raises(InputError, match="not those that the facts before were given"):
+        editor.edit(FACTS[1], evaluate=False)
+    assert len(editor.stack.patches) == 1
+
+
+def test_a_fact_too_long_for_the_window_is_refused_before_any_work() -> None:
+    editor = editor_on(method="ike_context", window=60)
+    with pytest.raises(InputError, match="shorten the fact"):
+        editor.edit(evolve(FACTS[0], prompt="Once " * 60 + FACTS[0].prompt), evaluate=False)
+    assert not editor.stack.patches
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"k": 0}, {"ratio": [0, 0, 0]}, {"ratio": [1, -1, 1]}, {"mode": "other"}, {"tau": -2}, {"window": 1}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(HyperParamsError):
+        editor_on(**wrong)  # type: ignore[arg-type]
+
+
+def test_neighbours_come_from_the_sub_keys_named_or_else_from_all() -> None:
+    request = demonstrations(1)[0]
+    assert Record.of(request, ("neighborhood",)).neighbours == (("The town of 0 people is", "Brink"),)
+    assert len(Record.of(request, ("absent",)).neighbours) == 2
+    blind = evolve(request, locality={"neighborhood": (Probe(prompt="no answer known"),)})
+    assert Record.of(blind, ("neighborhood",)).neighbours == ()
+
+
+@pytest.mark.parametrize(
+    ("paraphrase", "subject", "kept"),
+    [
+        ("He died in 1946. Danielle Darrieux, a native", "Danielle Darrieux", "Danielle Darrieux, a native"),
+        ("Shayna does this\nThe mother tongue of Eva is", "Eva", "The mother tongue of Eva is"),
+        ("Category:Living people The job of Eva is", "Eva", "Eva is"),
+        ("A. Category: x. The job of Eva is", "Eva", "The job of Eva is"),
+        ("Eva works. As what does Eva work", "Eva", "Eva works. As what does Eva work"),
+        ("no subject here. Really", "Eva", "no subject here. Really"),
+        ("no subject. given", None, "no subject. given"),
+    ],
+)
+def test_counterfact_paraphrases_are_cleaned_as_the_original_does(
+    paraphrase: str, subject: str | None, kept: str
+) -> None:
+    assert cleaned(paraphrase, subject) == kept
+
+
+def test_cleaning_is_asked_for_by_a_setting() -> None:
+    records = [
+        evolve(each, rephrase_prompts=(f"Nothing to do with it. The seat of {each.subject} is",))
+        for each in demonstrations(12)
+    ]
+    for clean in (False, True):
+        editor = editor_on(demos=records, k=8, clean_paraphrases=clean)
+        editor.edit(FACTS[0], evaluate=False)
+        assert ("Nothing to do" in read_before(editor, "x")) != clean
+
+
+def test_a_bare_call_does_not_see_the_edit_and_routed_text_does() -> None:
+    editor = editor_on("gpt2", k=4)
+    query = QUERIES[0]
+    inputs = editor.tokenizer(query, return_tensors="pt")["input_ids"]
+    settings_ = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        before = editor.model.generate(inputs, attention_mask=torch.ones_like(inputs), **settings_)
+        editor.edit(list(FACTS), evaluate=False)
+        bare = editor.model.generate(inputs, attention_mask=torch.ones_like(inputs), **settings_)
+        (route,) = editor.stack.route([query])
+        whole = editor.tokenizer(route.context + query, return_tensors="pt")["input_ids"]
+        routed = editor.model.generate(whole, attention_mask=torch.ones_like(whole), **settings_)
+    assert torch.equal(before, bare)
+    assert editor.tokenizer.decode(routed[0, whole.shape[1] :]) == editor.generate(query, max_new_tokens=6)

@@ -1,0 +1,382 @@
+"""MELO as a method: batches, sequences, capacity, dropping, files, other patches below, plans, errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attrs import evolve
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from memory_codebook_tools import ALICE, BOB, FACTS, FRANCE, SHORT, UNRELATED, editor_on, last_logits, logits_of
+from torch import Tensor
+
+from kedit_core import Editor, EditPatch, EditRequest, LowRankDelta
+from kedit_core.errors import HyperParamsError, InputError, RequestError
+from kedit_core.patches import ModuleOperation
+from kedit_core.testing.snapshot import Snapshot
+from kedit_methods_memory.melo.kind import Blocks
+from kedit_methods_memory.projections import projection
+from kedit_methods_memory.reading import read
+
+QUICK: dict[str, Any] = {
+    "scope_layer": 0,
+    "layers": [1, 2],
+    "num_iter": 15,
+    "lr": 0.01,
+    "radius": 0.3,
+    "blocks": 6,
+    "edits_per_block": 1,
+}
+LEARNT = {**QUICK, "num_iter": 60, "lr_step": 60}
+
+
+def operation(patch: EditPatch) -> ModuleOperation:
+    (found,) = patch.operations
+    assert isinstance(found, ModuleOperation) and found.kind == "melo.blocks"
+    return found
+
+
+def edits(patch: EditPatch, role: str) -> list[Any]:
+    return [edit[role] for edit in patch.state.config["edits"]]
+
+
+def adapters(patch: EditPatch) -> dict[str, Tensor]:
+    return {role: tensor for role, tensor in operation(patch).tensors.items() if role[:2] in ("a.", "b.")}
+
+
+def distance(editor: Editor) -> float:
+    """Between the prompts of the first two facts, where prompts are told apart."""
+    tools, place = editor.context().forward, projection(editor.adapter, 0, "mlp_out")
+    both = read(tools, place, [tools.boundary.prompt(text).ids for text in (FRANCE.prompt, ALICE.prompt)]).outputs
+    return float((both[1] - both[0]).norm())
+
+
+class Chosen:
+    """Which block each row of the last prompts got."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        lookup = Blocks._lookup
+
+        def kept(kind: Blocks, hidden: Tensor) -> Tensor:
+            found = lookup(kind, hidden)
+            self.rows = found.tolist()
+            return found
+
+        monkeypatch.setattr(Blocks, "_lookup", kept)
+
+
+# ------------------------------------------------------------------ what is edited, and what is not
+@pytest.mark.parametrize("family", ["gpt2", *(pytest.param(each, marks=pytest.mark.slow) for each in ("llama", "t5"))])
+@pytest.mark.parametrize("scenario", ["batch", "sequential"])
+def test_facts_are_learnt_and_nothing_else(family: str, scenario: Any) -> None:
+    more = {"layers": [1], "decoder_layers": [0, 1]} if family == "t5" else {}
+    editor = editor_on(family, "melo", **{**LEARNT, **more})
+    before = logits_of(editor, UNRELATED)
+    result = editor.edit(SHORT, scenario=scenario, protocols=("teacher_forced",))
+    assert result.evaluation is not None
+    assert result.evaluation.metrics["tf_token.reliability"].value == 1.0
+    assert torch.equal(logits_of(editor, UNRELATED), before)
+    digest = editor.stack.weights_digest()
+    editor.restore()
+    assert editor.stack.weights_digest() == digest and torch.equal(logits_of(editor, UNRELATED), before)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_every_prompt_gets_its_batchs_block(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acceptance 5."""
+    editor = editor_on("gpt2", "melo", **{**QUICK, "edits_per_block": size})
+    patch = editor.edit(FACTS, scenario="batch", evaluate=False).patch
+    wanted = [i // size for i in range(3)]
+    assert edits(patch, "block") == wanted and patch.state.config["next_block"] == wanted[-1] + 1
+    assert operation(patch).tensors["a.0"].shape == (wanted[-1] + 1, 32, 2)
+    chosen = Chosen(monkeypatch)
+    last_logits(editor, [*(fact.prompt for fact in FACTS), *UNRELATED[:1]])
+    assert chosen.rows == [*wanted, -1]
+
+
+def test_a_sequence_is_a_batch_of_single_blocks() -> None:
+    editor = editor_on("gpt2", "melo", **QUICK)
+    batch = editor.edit(FACTS, scenario="batch", evaluate=False).patch
+    editor.restore()
+    sequence = editor.edit(FACTS, scenario="sequential", evaluate=False).patch
+    assert batch.to_bytes() == sequence.to_bytes()
+
+
+def test_an_untrained_block_changes_nothing() -> None:
+    """Acceptance 6: B begins as zero."""
+    editor = editor_on("gpt2", "melo", **{**QUICK, "num_iter": 1, "lr": 1e-30})
+    before = last_logits(editor, [fact.prompt for fact in FACTS])
+    editor.edit(FACTS, scenario="batch", evaluate=False)
+    assert torch.equal(last_logits(editor, [fact.prompt for fact in FACTS]), before)
+
+
+def test_a_later_batch_leaves_the_blocks_before_alone() -> None:
+    """Acceptance 3 from round to round."""
+    editor = editor_on("llama", "melo", **QUICK)
+    first = editor.edit(FACTS[:2], scenario="batch", evaluate=False).patch
+    context = editor.context()
+    context.previous = first
+    assert context.hparams is not None
+    grown = editor.host.compute_patch(context, [BOB], context.hparams)
+    for role, tensor in adapters(first).items():
+        assert torch.equal(adapters(grown)[role][:2], tensor) and len(adapters(grown)[role]) == 3
+    # and what is learnt on top is what is learnt alone
+    alone = editor_on("llama", "melo", **QUICK).compute([BOB])
+    assert all(torch.equal(adapters(grown)[role][2], tensor[0]) for role, tensor in adapters(alone).items())
+
+
+def test_paraphrases_with_one_answer_share_a_cluster() -> None:
+    editor = editor_on("gpt2", "melo", **{**QUICK, "radius": distance(editor_on("gpt2", "melo", **QUICK)) / 1.5})
+    same = evolve(ALICE, target_new=FRANCE.target_new)
+    patch = editor.edit([FRANCE, same], scenario="sequential", evaluate=False).patch
+    assert edits(patch, "case") == ["new", "joined"] and len(operation(patch).tensors["centres"]) == 1
+    assert operation(patch).tensors["point_block"].tolist() == [0, 1]
+
+
+def test_contradicting_neighbours_each_get_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = editor_on("gpt2", "melo", **{**LEARNT, "radius": distance(editor_on("gpt2", "melo", **QUICK))})
+    result = editor.edit(SHORT[:2], scenario="sequential", protocols=("teacher_forced",))
+    assert edits(result.patch, "case") == ["new", "conflict"] and result.patch.state.config["conflicts"] == 1
+    assert result.evaluation is not None
+    assert result.evaluation.metrics["tf_token.reliability"].value == 1.0 and not result.warnings
+
+
+def test_what_is_forgotten_is_told() -> None:
+    editor = editor_on("gpt2", "melo", **QUICK)
+    other = evolve(FRANCE, target_new="Rome")
+    result = editor.edit([FRANCE, other], scenario="sequential", evaluate=False)
+    assert edits(result.patch, "case") == ["new", "overwritten"]
+    assert (result.patch.state.config["conflicts"], result.patch.state.config["forgotten"]) == (1, 1)
+    (warning,) = [each for each in result.warnings if each.code == "edits_forgotten"]
+    assert warning.number == 1.0 and "radius" in warning.remedy
+
+
+# ------------------------------------------------------------------ acceptance 7: capacity
+def test_too_many_edits_are_refused_before_any_work() -> None:
+    editor = editor_on("gpt2", "melo", **{**QUICK, "blocks": 2})
+    before = Snapshot(editor.model)
+    calls: list[int] = []
+    handle = editor.adapter.block(0).register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(InputError, match="3 requests need 3 blocks, and 2 of 2 are left; set blocks to 3"):
+        editor.edit(FACTS, scenario="batch", evaluate=False)
+    assert not calls
+    handle.remove()
+    assert not before.differences(editor.model) and not editor.stack.patches
+    with pytest.raises(InputError, match="0 of 2 are left"):
+        editor.edit(FACTS, scenario="sequential", evaluate=False)
+    first = editor.edit(FACTS[:2], scenario="batch", evaluate=False).patch
+    assert first.state.config["next_block"] == 2
+
+
+# ------------------------------------------------------------------ dropping
+def test_dropping_a_block_is_editing_the_others_only() -> None:
+    editor = editor_on("gpt2", "melo", **QUICK)
+    patch = editor.edit(FACTS, scenario="sequential", evaluate=False).patch
+    editor.restore()
+    left = editor.drop(patch, "b")
+    alone = editor_on("gpt2", "melo", **QUICK).edit([FRANCE, BOB], scenario="sequential", evaluate=False).patch
+    assert left.to_bytes() == alone.to_bytes()
+
+
+def test_dropping_one_of_a_batch_trains_the_rest_anew() -> None:
+    settings = {**QUICK, "edits_per_block": 2}
+    editor = editor_on("gpt2", "melo", **settings)
+    patch = editor.edit(FACTS, scenario="batch", evaluate=False).patch
+    editor.restore()
+    left = editor.drop(patch, "b")
+    assert edits(left, "block") == [0, 1] and left.state.config["next_block"] == 2
+    alone = editor_on("gpt2", "melo", **settings).compute([FRANCE])
+    for role, tensor in adapters(alone).items():
+        assert torch.equal(adapters(left)[role][0], tensor[0])
+        assert torch.equal(adapters(left)[role][1], adapters(patch)[role][1])
+
+
+def test_dropping_brings_back_what_was_forgotten() -> None:
+    editor = editor_on("gpt2", "melo", **QUICK)
+    other = evolve(FRANCE, target_new="Rome", case_id="again")
+    patch = editor.edit([FRANCE, ALICE, other], scenario="sequential", evaluate=False).patch
+    editor.restore()
+    left = editor.drop(patch, "again")
+    alone = editor_on("gpt2", "melo", **QUICK).edit([FRANCE, ALICE], scenario="sequential", evaluate=False).patch
+    assert left.to_bytes() == alone.to_bytes()
+
+
+# ------------------------------------------------------------------ files, history
+_OTHER_PROCESS = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from memory_codebook_tools import editor_on, last_logits
+from kedit_core import EditPatch
+from kedit_methods_memory.melo.kind import Blocks
+lookup, seen = Blocks._lookup, []
+Blocks._lookup = lambda kind, hidden: seen.append(lookup(kind, hidden)) or seen[-1]
+torch.set_num_threads(1)  # as in tests: sums in another order round otherwise
+editor = editor_on("gpt2", "melo", scope_layer=0, layers=[1, 2])
+editor.apply(EditPatch.load({patch!r}))
+torch.save((last_logits(editor, {prompts!r}), seen[-1]), {out!r})
+"""
+
+
+@pytest.mark.slow
+def test_another_process_gives_the_same_blocks_and_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acceptance 8."""
+    editor = editor_on("gpt2", "melo", **QUICK)
+    digest = editor.stack.weights_digest()
+    editor.edit(FACTS, scenario="batch", evaluate=False).patch.save(tmp_path / "patch.safetensors")
+    prompts = [FRANCE.prompt, UNRELATED[0], BOB.prompt]
+    code = _OTHER_PROCESS.format(
+        tests=str(Path(__file__).parents[2]),
+        patch=str(tmp_path / "patch.safetensors"),
+        prompts=prompts,
+        out=str(tmp_path / "logits"),
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    logits, blocks = torch.load(tmp_path / "logits")
+    chosen = Chosen(monkeypatch)
+    assert torch.equal(logits, last_logits(editor, prompts))
+    assert blocks.tolist() == chosen.rows == [0, -1, 2]
+    editor.restore()
+    assert editor.stack.weights_digest() == digest
+
+
+@pytest.fixture(scope="module")
+def shelf() -> tuple[Editor, list[EditPatch], dict[tuple[int, ...], Tensor]]:
+    """An editor with patches that are not on: adapters with other scopes, and two weight patches, made for the base."""
+    editor = editor_on("gpt2", "melo", **QUICK)
+    patches = []
+    for scope, layers, fact in ((0, [1, 2], FRANCE), (1, [2], ALICE)):
+        made = editor_on("gpt2", "melo", **{**QUICK, "scope_layer": scope, "layers": layers})
+        patches.append(made.compute([fact]))
+    draw = torch.Generator().manual_seed(5)
+    for layer in (0, 2):
+        out, width = editor.adapter.down_weight(layer).shape
+        left, right = torch.randn(out, 1, generator=draw), torch.randn(1, width, generator=draw)
+        delta = LowRankDelta(editor.adapter.mlp_out_weight(layer), 0.01 * left, 0.01 * right)
+        patches.append(editor.context().new_patch([delta], []))
+    return editor, patches, {}
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 3), max_size=10))
+def test_any_history_equals_what_remains(shelf: Any, steps: list[int]) -> None:
+    """Apply and remove in any order, with weight patches below and above: exact, and nothing is left at the end."""
+    editor, patches, fresh = shelf
+    before = Snapshot(editor.model)
+    prompts = [request.prompt for request in FACTS]
+    on: list[int] = []
+    for step in steps:
+        if step in on:
+            editor.remove(patches[step])
+            on.remove(step)
+        else:
+            editor.apply(patches[step])
+            on.append(step)
+    given = last_logits(editor, prompts)
+    editor.restore()
+    assert not before.differences(editor.model)
+    if tuple(on) not in fresh:
+        for each in on:
+            editor.apply(patches[each])
+        fresh[tuple(on)] = last_logits(editor, prompts)
+        editor.restore()
+    assert torch.equal(given, fresh[tuple(on)])
+
+
+def test_patches_of_the_shelf_show(shelf: Any) -> None:
+    """So that the histories above compare something."""
+    editor, patches, _ = shelf
+    base = last_logits(editor, [request.prompt for request in FACTS])
+    for number, patch in enumerate(patches):
+        with editor.applied(patch):
+            changed = (last_logits(editor, [request.prompt for request in FACTS]) != base).any(dim=1)
+        assert changed.tolist() == ([number == 0, number == 1, False] if number < 2 else [True] * 3)
+
+
+def test_weight_patches_below_count_as_the_model() -> None:
+    editor = editor_on("gpt2", "melo", **LEARNT)
+    out, width = editor.adapter.down_weight(0).shape
+    draw = torch.Generator().manual_seed(5)
+    delta = LowRankDelta(
+        editor.adapter.mlp_out_weight(0),
+        0.3 * torch.randn(out, 1, generator=draw),
+        torch.randn(1, width, generator=draw),
+    )
+    below = editor.context().new_patch([delta], [])
+    bare = editor.compute(SHORT[:1])
+    editor.apply(below)
+    result = editor.edit(SHORT[:1], scenario="batch", protocols=("teacher_forced",))
+    assert result.evaluation is not None and result.evaluation.metrics["tf_token.reliability"].value == 1.0
+    assert result.patch.parents == (below.id,)
+    assert not torch.equal(operation(result.patch).tensors["centres"], operation(bare).tensors["centres"])
+
+
+@pytest.mark.slow
+def test_half_precision_models_are_edited_too() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        editor = editor_on("llama", "melo", dtype, **{**LEARNT, "radius": 0.5})
+        result = editor.edit(SHORT, scenario="sequential", protocols=("teacher_forced",))
+        assert result.evaluation is not None and result.evaluation.metrics["tf_token.reliability"].value == 1.0
+        assert {tensor.dtype for tensor in adapters(result.patch).values()} == {torch.float32}
+
+
+# ------------------------------------------------------------------ plan, errors
+def test_a_plan_says_what_it_takes() -> None:
+    editor = editor_on("gpt2", "melo", **QUICK)
+    plan = editor.plan(FACTS)
+    assert plan["places"][0] == "transformer.h.0.mlp.c_proj" and len(plan["places"]) == 5
+    numbers = 2 * 4 * (32 + 80)
+    assert plan["patch_bytes"] == 4 * (3 * numbers + 3 * (32 + 1))
+    assert plan["seconds"] > 0 and plan["memory_bytes"] > plan["patch_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("family", "hparams", "message"),
+    [
+        ("gpt2", {"layers": [1, 3]}, "layers 3 is not in this model of 3 layers"),
+        ("gpt2", {"decoder_layers": [0]}, "decoder_layers are for the MLPs of an encoder-decoder"),
+        ("t5", {"layers": [1], "decoder_layers": [7]}, "decoder_layers has block 7"),
+        ("llama", {"scope_part": "mlp_in"}, r"gate_proj and .*up_proj in this model, and one module is needed"),
+    ],
+)
+def test_places_that_are_not_there_are_refused_before_any_work(
+    family: str, hparams: dict[str, Any], message: str
+) -> None:
+    editor = editor_on(family, "melo", **{**QUICK, **hparams})
+    calls: list[int] = []
+    editor.adapter.block(0).register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(InputError, match=message):
+        editor.edit(FACTS, evaluate=False)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("hparams", "message"),
+    [
+        ({"layers": []}, "layers is empty"),
+        ({"layers": [0, 1]}, "runs before the decision"),
+        ({"layers": [2, 1]}, "ascending order"),
+        ({"parts": ["mlp_out", "mlp_out"]}, "twice"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(hparams: dict[str, Any], message: str) -> None:
+    with pytest.raises(HyperParamsError, match=message):
+        editor_on("gpt2", "melo", **{**QUICK, **hparams})
+
+
+def test_a_prompt_too_long_for_the_model_is_refused_before_any_work() -> None:
+    editor = editor_on("gpt2", "melo", **QUICK)
+    long = EditRequest(prompt="river " * 200 + "is", target_new="Rome")
+    with pytest.raises(RequestError, match="128 positions"):
+        editor.edit([FRANCE, long], evaluate=False)
+
+
+def test_targets_that_are_not_reached_are_told() -> None:
+    editor = editor_on("gpt2", "melo", **{**QUICK, "num_iter": 1, "lr": 1e-9})
+    result = editor.edit(FACTS, scenario="batch", evaluate=False)
+    assert {warning.code for warning in result.warnings} == {"target_not_reached"}
