@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from collections.abc import Sequence
 from functools import partial
@@ -50,6 +51,7 @@ from kedit_core.patches import (
     Requirement,
     Route,
     RouterOperation,
+    config_digest,
     path_digest,
 )
 from kedit_core.patches.slots import Slots
@@ -753,3 +755,14 @@ def test_a_patch_of_another_size_says_which_model_to_load(name: str | None) -> N
         described = f"OtherForCausalLM {name}" if name else "an unnamed OtherForCausalLM"
         with pytest.raises(BaseMismatchError, match=f"{told}.*{described}; load that model"):
             PatchStack.of(model).apply(patch)
+
+
+def test_a_configuration_with_numbered_labels_has_the_digest_of_its_file(tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    config = GPT2Config(id2label={0: "a", 1: "b", 2: "c"})
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert config_digest(config) == config_digest(GPT2Config.from_pretrained(tmp_path))
+    assert config_digest({"id2label": {0: "a"}}) == config_digest({"id2label": {"0": "a"}})
+    assert config_digest(config) != config_digest(GPT2Config()) and saved["id2label"]["2"] == "c"

@@ -127,4 +127,11 @@ def config_digest(config: Any) -> str:
     """
     values: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_diff_dict()
     kept = {key: value for key, value in values.items() if not key.startswith("_") and key not in _VOLATILE_KEYS}
-    return hashlib.sha256(canonical.dumps(kept, "the model's configuration")).hexdigest()
+    return hashlib.sha256(canonical.dumps(_text_keys(kept), "the model's configuration")).hexdigest()
+
+
+def _text_keys(value: Any) -> Any:
+    """Keys as JSON has them: ``id2label`` of a live configuration has numbers, of a saved one their texts."""
+    if isinstance(value, Mapping):
+        return {str(key): _text_keys(inner) for key, inner in value.items()}
+    return [_text_keys(inner) for inner in value] if isinstance(value, (list, tuple)) else value
