@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kedit_core.models import ModelAdapter
     from kedit_core.patches import EditPatch
     from kedit_core.requests import EditRequest
+    from kedit_core.training import BaseTrainer, TrainingContext, TrainingHyperParams
 
 PROJECT = "kedit"
 API_VERSION = 1
@@ -76,6 +77,11 @@ class MethodInfo:
         presets: ``"package:folder"`` with YAML presets, or None.
         resources: roles it may ask of ``context.resource`` (for listings).
         options: names it reads from ``context.options``; an Editor refuses others.
+        training: ``"package.module:Class"`` of the settings its editor is trained with (a ``TrainingHyperParams``
+            whose import imports no torch); None for a method that needs no training. It then implements
+            :meth:`HookSpecs.make_trainer`.
+        training_presets: ``"package:folder"`` with YAML presets of these, or None.
+        training_options: names that its trainer reads from ``context.options``.
         api: the version of this contract it was written for.
     """
 
@@ -91,6 +97,9 @@ class MethodInfo:
     presets: str | None = None
     resources: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    training: str | None = None
+    training_presets: str | None = None
+    training_options: tuple[str, ...] = ()
     api: int = API_VERSION
 
 
@@ -292,6 +301,14 @@ class HookSpecs:
         - ``memory_bytes``: int, the peak beside the model (of one round, when rounds follow one another).
         - ``patch_bytes``: int, the size of the patch file of all requests.
         - ``notes``: list of sentences."""
+
+    @hookspec(firstresult=True)
+    def make_trainer(self, context: TrainingContext, hparams: TrainingHyperParams) -> BaseTrainer[Any] | None:
+        """What trains the editor that a method's edits need; for methods whose MethodInfo names ``training``.
+
+        Called once by ``kedit train`` and ``kedit_core.training.train``, with ``context.requests`` to train on and
+        ``context.validation`` of other cases; the base is frozen and in eval mode from here to the end of the training.
+        Bad data and settings that do not suit the model are refused here."""
 
     @hookspec(firstresult=True)
     def compute_patch(self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams) -> EditPatch:

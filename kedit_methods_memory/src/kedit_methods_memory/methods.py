@@ -55,6 +55,9 @@ serac = _memory(
     "Serac",
     operations={"router"},
     resources=("editor",),
+    training="kedit_methods_memory.hparams.serac:SeracTrainingHyperParams",
+    training_presets="kedit_methods_memory:presets/serac_training",
+    training_options=("classifier", "counterfactual", "encoder"),
 )
 
 grace = _memory(

@@ -1,1 +1,1 @@
-"""The meta-learning family of knowledge-editing methods; nothing is registered yet."""
+"""Editors that learn to edit: KE, MEND and MALMEN."""

@@ -124,11 +124,11 @@ def test_soft_weighting_is_refused_with_its_reason(checkpoint: Path) -> None:
 def test_a_missing_or_broken_editor_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(RequirementError, match="editor"):
         editor_on("gpt2", tmp_path / "nowhere").edit(FRANCE, evaluate=False)
-    with pytest.raises(InputError, match="no SERAC editor"):
+    with pytest.raises(InputError, match="is no editor"):
         editor_on("gpt2", tmp_path).edit(FRANCE, evaluate=False)
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
     state = json.loads((broken / "state.json").read_text())
-    state["scope"]["heads"] = 0
+    state["config"]["scope"]["heads"] = 0
     (broken / "state.json").write_text(json.dumps(state))
     with pytest.raises(InputError, match="does not describe"):
         editor_on("gpt2", broken).edit(FRANCE, evaluate=False)

@@ -20,12 +20,13 @@ from kedit_core.models import AdapterRegistry
 from kedit_core.models.builtin import ADAPTERS
 from kedit_core.testing.snapshot import Snapshot
 from kedit_core.testing.tiny import tiny
+from kedit_core.training import Training, train
+from kedit_core.training.folder import content_digest
 from kedit_methods_memory.hparams.serac import SeracTrainingHyperParams
 from kedit_methods_memory.serac.checkpoint import SeracEditor, read_state
-from kedit_methods_memory.serac.training import train_serac
 from kedit_methods_memory.serac.training.losses import EPS, divergence, mixture, token_nll
 from kedit_methods_memory.serac.training.negatives import Neighbours
-from kedit_methods_memory.serac.training.records import Drawing, ScopeBatch, records_of, split
+from kedit_methods_memory.serac.training.records import Drawing, ScopeBatch, records_of
 from kedit_methods_memory.serac.training.step import SeracStep, target_logits
 
 NAMES = ("Mira", "Oren", "Lena", "Tomas", "Edda", "Jonas", "Norrvale", "Arvania", "Haltia", "Eskel", "Brink", "Sorrel")
@@ -77,9 +78,24 @@ def a_batch(hparams: SeracTrainingHyperParams | None = None, count: int = 3, see
     return drawing.batch(range(count), torch.Generator().manual_seed(seed))
 
 
-def trainee(family: str = "gpt2") -> Editor:
+def trainee(family: str = "gpt2", **settings: Any) -> Editor:
     model, tokenizer = tiny(family)
-    return Editor(model, tokenizer)
+    return Editor(model, tokenizer, "serac", **settings)
+
+
+def train_serac(
+    editor: Editor,
+    requests: list[EditRequest],
+    folder: Path,
+    hparams: SeracTrainingHyperParams,
+    classifier: str | Path = "scratch",
+    counterfactual: Path | None = None,
+    **more: Any,
+) -> Training:
+    options = {"classifier": str(classifier)}
+    if counterfactual is not None:
+        options["counterfactual"] = str(counterfactual)
+    return train(editor, requests, folder, hparams, options=options, **more)
 
 
 def saved_model(folder: Path, family: str) -> Path:
@@ -148,17 +164,6 @@ def test_what_records_hold() -> None:
         records_of([evolve(request, rephrase_prompts=())], settings(outer=["rephrase"]))
     with pytest.raises(InputError, match="two cases"):
         Drawing(records_of(facts(1), settings()), settings(own_negatives=False))
-
-
-def test_a_split_is_by_case_and_ignores_order() -> None:
-    requests = [*facts(10), *facts(10)]
-    kept, held = split(requests, 0.3, seed=1)
-    assert len(held) == 6 and len(kept) == 14
-    assert not {each.case_id for each in kept} & {each.case_id for each in held}
-    again = split(requests[::-1], 0.3, seed=1)[1]
-    assert {each.case_id for each in again} == {each.case_id for each in held}
-    with pytest.raises(InputError):
-        split(facts(1), 0.5, seed=0)
 
 
 def test_flipping_edits_with_the_other_wording() -> None:
@@ -293,9 +298,7 @@ def test_training_leaves_the_base_alone_and_makes_an_editor(family: str, tmp_pat
     editor = trainee(family)
     before = Snapshot(editor.model)
     start = saved_model(tmp_path / "start", family)
-    training = train_serac(
-        editor, facts(), tmp_path / "editor", settings(), classifier="scratch", counterfactual=start, held_out=0.25
-    )
+    training = train_serac(editor, facts(), tmp_path / "editor", settings(), counterfactual=start, held_out=0.25)
     assert before.differences(editor.model) == []
     assert training.records == 9 and training.validation == 3
     assert [each["iteration"] for each in training.outcome.history] == [2.0, 4.0]
@@ -330,21 +333,18 @@ def test_the_same_training_makes_the_same_bytes_also_when_resumed(tmp_path: Path
     from kedit_core.patches import path_digest
 
     start = saved_model(tmp_path / "start", "gpt2")
-    given: dict[str, Any] = {"classifier": "scratch", "counterfactual": start, "seed": 3}
-    train_serac(trainee(), facts(), tmp_path / "whole", settings(), **given)
+    train_serac(trainee(seed=3), facts(), tmp_path / "whole", settings(), counterfactual=start)
     half = settings(iterations=2)
-    train_serac(trainee(), facts(), tmp_path / "two", half, **given)
-    train_serac(trainee(), facts(), tmp_path / "two", settings(), resume=True, **given)
-    assert path_digest(tmp_path / "two") == path_digest(tmp_path / "whole")
-    assert not any("/" in str(value) for value in _leaves(read_state(tmp_path / "whole")))
-    with pytest.raises(InputError, match="differs in seed"):
-        train_serac(trainee(), facts(), tmp_path / "two", settings(), resume=True, **{**given, "seed": 4})
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for each in value.values() for leaf in _leaves(each)]
-    return [leaf for each in value for leaf in _leaves(each)] if isinstance(value, list) else [value]
+    train_serac(trainee(seed=3), facts(), tmp_path / "two", half, counterfactual=start)
+    train_serac(trainee(seed=3), facts(), tmp_path / "two", settings(), counterfactual=start, resume=True)
+    for part in ("classifier", "counterfactual"):
+        assert path_digest(tmp_path / "two" / part) == path_digest(tmp_path / "whole" / part)
+    whole, two = (read_state(tmp_path / name) for name in ("whole", "two"))
+    assert content_digest(whole) == content_digest(two)
+    assert str(tmp_path) not in (tmp_path / "whole" / "state.json").read_text()
+    assert set(whole["origin"]["started_from"]) == {"classifier", "counterfactual"}
+    with pytest.raises(InputError, match="differs in origin, seed"):
+        train_serac(trainee(seed=4), facts(), tmp_path / "two", settings(), counterfactual=start, resume=True)
 
 
 def test_bad_input_is_refused_before_training(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_scope_is_learnt_on_factworld(tmp_path: Path) -> None:
         freeze_cntr=True, key="label_free", iterations=400, val_interval=100, accumulate=1, batch_size=16,
         lr_classifier=1e-3, clip=1.0, hard_negatives=0.3, hard_near=0, hard_far=50,
     )  # fmt: skip
-    editor = Editor.from_pretrained("factworld:llama")
+    editor = Editor.from_pretrained("factworld:llama", "serac")
     train_serac(editor, cases[:200], tmp_path / "e", hparams, classifier="scratch", held_out=0.15)
     made = SeracEditor.load(tmp_path / "e")
     inside: list[bool] = []
@@ -439,12 +439,13 @@ def test_the_command_trains_an_editor_that_kedit_edit_takes(tmp_path: Path, monk
     run = CliRunner()
     options = (
         "-p freeze_cntr=true -p iterations=4 -p val_interval=2 -p batch_size=4 -p accumulate=1 -p scratch_width=16"
+        " -p hard_negatives=0 --option classifier=scratch"
     )
-    trained = f"train-serac factworld:llama --requests factworld --limit 30 --classifier scratch {options} -o editor"
+    trained = f"train factworld:llama -m serac --requests factworld --limit 30 {options} -o editor"
     done = run.invoke(kedit, trained.split(), catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "--with editor=editor" in done.output
-    line = "edit factworld:llama -m serac --with editor=editor --requests factworld --limit 2 --no-evaluate -o p"
+    assert "--editor editor" in done.output
+    line = "edit factworld:llama -m serac --editor editor --requests factworld --limit 2 --no-evaluate -o p"
     done = run.invoke(kedit, line.split(), catch_exceptions=False)
     assert done.exit_code == 0, done.output
     resumed = run.invoke(kedit, [*trained.split(), "--resume"])

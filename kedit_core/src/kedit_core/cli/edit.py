@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kedit_core.cli.common import emit, human_bytes, json_option, note, say, show_table
-from kedit_core.cli.model_options import metrics_options, model_options, open_editor, read_requests, requests_options
+from kedit_core.cli.model_options import (
+    metrics_options,
+    model_options,
+    open_editor,
+    read_requests,
+    requests_options,
+    with_editor,
+)
 from kedit_core.cli.outputs import OutputPath, check_folder, replaceable
 from kedit_core.cli.patch_files import check_patch_output
 from kedit_core.cli.plan import show_plan
@@ -57,6 +64,12 @@ _RELIABILITY = "gen_free.reliability"  # has the answers to the edits' own promp
 @click.option(
     "-o", "--output", type=OutputPath(path_type=Path), help="Where the patch goes (single mode, many cases: a folder)."
 )
+@click.option(
+    "--editor",
+    "trained",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Trained editor (see `kedit train`); short for --with editor=FOLDER.",
+)
 @click.option("--plan", is_flag=True, help="Say what would be done, and do nothing.")
 @json_option
 @click.pass_context
@@ -82,6 +95,7 @@ def edit(
     no_evaluate: bool,
     stats: Path | None,
     corpus: Path | None,
+    trained: Path | None,
     output: Path | None,
     plan: bool,
     json_to: str | None,
@@ -112,6 +126,8 @@ def edit(
         requests = read_requests(source, host, needs_subject=needs_subject, options=dataset_options)[:limit]
     many_files = mode == "single" and len({request.case_id or id(request) for request in requests}) > 1
     _check_output(output, folder=many_files)
+    if trained is not None:
+        model["given"] = with_editor(model["given"], trained)
     options = {key: value for key, value in (("stats", stats), ("corpus", corpus)) if value is not None}
     editor = open_editor(
         method=method,

@@ -172,6 +172,13 @@ def read_requests(
     return open_requests(source, host, options=parse_options(options), needs_subject=needs_subject)
 
 
+def with_editor(given: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """``--with`` texts with ``--editor`` among them; InputError when they name an editor already."""
+    if "editor" in roles(given):
+        raise InputError("--editor and --with editor=... both name an editor; give one of them")
+    return (*given, f"editor={folder}")
+
+
 def roles(given: Sequence[str]) -> dict[str, Path]:
     """role -> path of all ``--with ROLE=PATH``; InputError for one that is not of that form."""
     found: dict[str, Path] = {}

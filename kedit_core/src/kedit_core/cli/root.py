@@ -32,6 +32,7 @@ class Builtin:
 
 COMMANDS: Mapping[str, Builtin] = {
     "edit": Builtin("kedit_core.cli.edit:edit", "Edit facts in a model and save the patch."),
+    "train": Builtin("kedit_core.cli.train:train", "Train the editor that a method's edits need."),
     "generate": Builtin("kedit_core.cli.generate:generate", "Complete a prompt, with patches or without."),
     "evaluate": Builtin("kedit_core.cli.evaluate:evaluate", "Measure what patches change in a model."),
     "patch": Builtin("kedit_core.cli.patch:patch", "Show, verify, compare, apply and revert patch files."),

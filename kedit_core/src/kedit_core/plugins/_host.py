@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kedit_core.models import ModelAdapter
     from kedit_core.patches import EditPatch
     from kedit_core.requests import EditRequest
+    from kedit_core.training import BaseTrainer, TrainingContext, TrainingHyperParams
 
 T = TypeVar("T")
 
@@ -138,6 +139,18 @@ class Host(Registry):
         arguments = {"context": context, "requests": requests, "hparams": hparams}
         told: Mapping[str, Any] | None = self._first("plan", Mapping, **arguments)
         return told
+
+    def make_trainer(self, context: TrainingContext, hparams: TrainingHyperParams) -> BaseTrainer[Any]:
+        """What trains the method's editor.
+
+        Raises:
+            MethodError: the method gave none.
+        """
+        trainer: BaseTrainer[Any] | None = self._first("make_trainer", None, context=context, hparams=hparams)
+        if trainer is None:
+            name = repr(self.method.name) if self.method else "(none)"
+            raise MethodError(f"method {name} gave no trainer, so there is nothing to train; see `kedit methods`")
+        return trainer
 
     def compute_patch(self, context: EditContext, requests: Sequence[EditRequest], hparams: HyperParams) -> EditPatch:
         """The method's patch.

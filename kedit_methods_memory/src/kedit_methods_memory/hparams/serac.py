@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from attrs import field, frozen, validators
 
 from kedit_core.hparams import HyperParams
+from kedit_core.training import TrainingHyperParams
 
 Form: TypeAlias = Literal["embedding", "cross_attend"]
 Key: TypeAlias = Literal["labelled", "label_free"]
@@ -64,8 +65,8 @@ class SeracHyperParams(HyperParams):
 
 
 @frozen(kw_only=True)
-class SeracTrainingHyperParams(HyperParams):
-    """What is set when a SERAC editor is trained (defaults: Mitchell et al. 2022).
+class SeracTrainingHyperParams(TrainingHyperParams):
+    """What is set when a SERAC editor is trained (defaults: Mitchell et al. 2022), beside what every training is told.
 
     Attributes:
         form: ``embedding`` compares two texts' vectors; ``cross_attend`` reads both in one pass, once for each entry.
@@ -82,9 +83,7 @@ class SeracTrainingHyperParams(HyperParams):
         trainable_blocks: train the last so many blocks of each model and what stands above them; None trains all.
         objective: ``supervised``, or ``easyedit``: the soft mixture's loss on the edit's own prompt, and divergence.
         batch_size: edits of a micro-batch; as many prompts out of scope come with them.
-        accumulate: micro-batches of an optimiser step.
-        lr: of Adam. lr_classifier: of the classifier, where it is another.
-        clip: bound of the gradients' global norm.
+        lr_classifier: learning rate of the classifier, where it is not ``lr``.
         c_edit, c_loc: weights of the two losses.
         outer: which in-scope prompts are drawn, uniformly over those that a record has.
         own_negatives: a record's own locality probes are drawn as prompts out of scope too (at even odds).
@@ -97,10 +96,6 @@ class SeracTrainingHyperParams(HyperParams):
         flip: the edit is made with an in-scope prompt, and asked for by its own.
         alternatives_from: name of a field of the requests' ``meta``; each time a record is drawn its new answer is one
             that some record with the same value there has, so that the counterfactual model must read it.
-        iterations: micro-batches at most.
-        val_interval, val_items: validate every so many iterations, on so many records.
-        patience: stop when the validation loss was best so many iterations ago.
-        save_interval: how often the state to resume from is written.
     """
 
     form: Form = field(default="embedding", validator=_one_of(Form))
@@ -119,10 +114,7 @@ class SeracTrainingHyperParams(HyperParams):
     trainable_blocks: int | None = field(default=None, validator=validators.optional(_from_none))
     objective: Objective = field(default="supervised", validator=_one_of(Objective))
     batch_size: int = field(default=10, validator=validators.ge(1))
-    accumulate: int = field(default=10, validator=validators.ge(1))
-    lr: float = field(default=1e-5, validator=_positive)
     lr_classifier: float | None = field(default=None, validator=validators.optional(_positive))
-    clip: float = field(default=100.0, validator=_positive)
     c_edit: float = field(default=0.1, validator=_from_none)
     c_loc: float = field(default=1.0, validator=_from_none)
     outer: tuple[Outer, ...] = field(default=("original", "rephrase"), validator=_outers)
@@ -134,11 +126,6 @@ class SeracTrainingHyperParams(HyperParams):
     hard_temperature: float = field(default=0.1, validator=_positive)
     flip: bool = False
     alternatives_from: str | None = None
-    iterations: int = field(default=100_000, validator=validators.ge(1))
-    val_interval: int = field(default=5000, validator=validators.ge(1))
-    val_items: int = field(default=500, validator=validators.ge(1))
-    patience: int = field(default=40_000, validator=validators.ge(1))
-    save_interval: int = field(default=5000, validator=validators.ge(1))
 
     def __attrs_post_init__(self) -> None:
         if self.hard_near >= self.hard_far:

@@ -1,15 +1,13 @@
-"""The editor checkpoint: a folder with a scope classifier, a counterfactual model and what they were trained for.
+"""The trained editor: a folder with a scope classifier, a counterfactual model and what they were trained for.
 
-``state.json`` beside the folders ``classifier`` and (unless the base itself answers) ``counterfactual``, both ordinary
-Hugging Face folders of safetensors. Nothing in it is unpickled or run.
+An editor's folder as every method's (``state.json``, ``README.md``; see kedit_core.training), with the folders
+``classifier`` and (unless the base itself answers) ``counterfactual``: ordinary Hugging Face folders of safetensors,
+which is why there is no ``editor.safetensors``. Nothing in it is unpickled or run.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,14 @@ from attrs import asdict, evolve, field, frozen, validators
 from kedit_core.editing.sources import ModelFolder, load_model
 from kedit_core.errors import InputError
 from kedit_core.patches import RoutedModel, path_digest
+from kedit_core.training import folder as editor_folder
+from kedit_core.training.writing import write_editor
 from kedit_methods_memory.serac.classifier import Classifier
 from kedit_methods_memory.serac.loading import check_folder, quietly, save_tokenizer
 from kedit_methods_memory.serac.similarity import Metric
 
-FORMAT = 1
-_STATE, _CLASSIFIER, _COUNTERFACTUAL = "state.json", "classifier", "counterfactual"
+METHOD = "serac"
+_CLASSIFIER, _COUNTERFACTUAL = "classifier", "counterfactual"
 _SLOT = re.compile(r"\{(prompt|target)\}")
 
 
@@ -98,14 +98,12 @@ class SeracEditor:
         scope: how texts are read.
         classifier: says which edit a prompt concerns.
         counterfactual: answers in scope; None when the base itself does.
-        origin: what it was made from: base, settings, training; JSON.
         digest: of its folder; None for one that was not loaded. parts: of its two models' folders.
     """
 
     scope: Scope
     classifier: Classifier
     counterfactual: RoutedModel | None
-    origin: Mapping[str, Any] = field(factory=dict)
     digest: str | None = None
     parts: Mapping[str, str] = field(factory=dict)
 
@@ -116,7 +114,7 @@ class SeracEditor:
         Raises InputError when the folder is no whole SERAC checkpoint.
         """
         state = read_state(folder)
-        scope = Scope.read(state["scope"], str(folder / _STATE))
+        scope = Scope.read(state["config"]["scope"], str(folder / editor_folder.STATE))
         classifier = Classifier.load(
             folder / _CLASSIFIER, scope.metric, cross=scope.cross_attend, pooling=scope.pooling
         )
@@ -130,34 +128,32 @@ class SeracEditor:
             scope=scope,
             classifier=classifier,
             counterfactual=counterfactual,
-            origin=state["origin"],
             digest=digest or path_digest(folder),
             parts=parts,
         )
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The method's own part of ``state.json``."""
+        return {"scope": self.scope.to_json()}
+
+    def write_models(self, folder: Path) -> None:
+        """Write the models' folders into ``folder``."""
+        with quietly():
+            self.classifier.save(folder / _CLASSIFIER)
+            if self.counterfactual is not None:
+                model: Any = self.counterfactual.model
+                model.save_pretrained(folder / _COUNTERFACTUAL)
+                save_tokenizer(self.counterfactual.tokenizer, folder / _COUNTERFACTUAL)
+
     def save(self, folder: Path) -> None:
-        """Write the checkpoint beside ``folder``, then put it there.
+        """Write an editor whose models were trained elsewhere; ``kedit train`` writes those it trains itself.
 
         Raises InputError when something else is there.
         """
-        check_place(folder)
-        beside = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
-        try:
-            beside.mkdir(parents=True)
-            with quietly():
-                self.classifier.save(beside / _CLASSIFIER)
-                if self.counterfactual is not None:
-                    model: Any = self.counterfactual.model
-                    model.save_pretrained(beside / _COUNTERFACTUAL)
-                    save_tokenizer(self.counterfactual.tokenizer, beside / _COUNTERFACTUAL)
-            state = {"format": FORMAT, "method": "serac", "scope": self.scope.to_json(), "origin": dict(self.origin)}
-            text = json.dumps(state, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-            (beside / _STATE).write_text(text + "\n", encoding="utf-8")
-            if folder.exists():
-                shutil.rmtree(folder)
-            beside.rename(folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        method = {"name": METHOD, "distribution": None, "version": None}
+        state = {"method": method, "hparams": {}, "config": self.config, "base": {}, "trained": {}}
+        write_editor(folder, {}, state, self.write_models)
 
     def to(self, device: torch.device) -> None:
         """Both models on a device, where they are not there."""
@@ -171,21 +167,18 @@ class SeracEditor:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """``state.json`` of a checkpoint, without loading its models.
+    """``state.json`` of an editor, without loading its models.
 
     Raises InputError when it is not there, or is of another method or format.
     """
-    path = folder / _STATE
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    state = editor_folder.read_state(folder)
+    if state["method"]["name"] != METHOD:
         raise InputError(
-            f"{folder} is no SERAC editor: its {_STATE} cannot be read ({error}); make one with kedit train-serac"
-        ) from error
-    if not isinstance(state, dict) or state.get("method") != "serac" or state.get("format") != FORMAT:
-        raise InputError(f"{folder} is no SERAC editor of format {FORMAT}; make one with kedit train-serac")
-    if not isinstance(state.get("scope"), dict) or not isinstance(state.get("origin"), dict):
-        raise InputError(f"{path} lacks the scope or the origin of a SERAC editor; make one with kedit train-serac")
+            f"the editor in {folder} was trained for the method {state['method']['name']!r}; make one with kedit train "
+            "--method serac"
+        )
+    if not isinstance(state["config"].get("scope"), dict):
+        raise InputError(f"{folder / editor_folder.STATE} lacks the scope of a SERAC editor; train it anew")
     return state
 
 
@@ -195,11 +188,3 @@ def load_counterfactual(folder: Path, device: torch.device | str | None = None) 
     with torch.random.fork_rng(devices=[]):
         model, tokenizer = load_model(ModelFolder(folder=folder), device=device)
     return RoutedModel(model=model, tokenizer=tokenizer)
-
-
-def check_place(folder: Path) -> None:
-    """InputError unless an editor may be written at ``folder``: nothing is there, or an empty folder, or an editor."""
-    if folder.is_dir() and (not any(folder.iterdir()) or (folder / _STATE).is_file()):
-        return
-    if folder.exists():
-        raise InputError(f"{folder} is there already and is no SERAC editor, so it is not replaced; give another name")

@@ -15,11 +15,13 @@ from kedit_core.editing import EditContext
 from kedit_core.editing.facts import facts_of, request_of
 from kedit_core.patches import EditPatch, Requirement, RouterOperation, path_digest
 from kedit_core.requests import EditRequest
-from kedit_methods_memory.hparams.serac import SeracHyperParams
+from kedit_core.training import TrainingContext
+from kedit_methods_memory.hparams.serac import SeracHyperParams, SeracTrainingHyperParams
 from kedit_methods_memory.serac.checkpoint import SeracEditor, read_state
 from kedit_methods_memory.serac.kept import editor_at
 from kedit_methods_memory.serac.memory import KIND, Entry, Memory
 from kedit_methods_memory.serac.router import ROLE
+from kedit_methods_memory.serac.training import SeracTrainer
 
 _FILE_BYTES = 4096  # of a patch beside its entries
 
@@ -49,6 +51,11 @@ class Serac:
         for request in requests:
             entry = Entry.of(request, editor.scope)
             editor.classifier.check_length(entry.classifier_text)
+
+    @hookimpl
+    def make_trainer(self, context: TrainingContext, hparams: SeracTrainingHyperParams) -> SeracTrainer:
+        """What trains scope classifier and counterfactual model."""
+        return SeracTrainer(context, hparams)
 
     @hookimpl
     def compute_patch(

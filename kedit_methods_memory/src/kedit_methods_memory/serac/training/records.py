@@ -10,6 +10,7 @@ from attrs import field, frozen
 
 from kedit_core.errors import InputError
 from kedit_core.requests import EditRequest
+from kedit_core.training.records import below, case_of
 from kedit_methods_memory.hparams.serac import SeracTrainingHyperParams
 from kedit_methods_memory.serac.training.negatives import Neighbours
 
@@ -87,7 +88,7 @@ def records_of(requests: Sequence[EditRequest], hparams: SeracTrainingHyperParam
         if inside:
             found.append(
                 Record(
-                    id=request.case_id or request.id,
+                    id=case_of(request),
                     prompt=request.prompt,
                     answers=answers[number],
                     inside=tuple(dict.fromkeys(inside)),
@@ -128,8 +129,8 @@ class Drawing:
         loc_ids: list[str | None] = []
         for index in indices:
             record = self.records[index]
-            answer = record.answers[_below(len(record.answers), generator)]
-            prompt, fixed = record.inside[_below(len(record.inside), generator)]
+            answer = record.answers[below(len(record.answers), generator)]
+            prompt, fixed = record.inside[below(len(record.inside), generator)]
             edit, asked = (record.prompt, answer), (prompt, answer if fixed is None else fixed)
             if self.hparams.flip and fixed is None:
                 edit, asked = (prompt, answer), (record.prompt, answer)
@@ -152,13 +153,13 @@ class Drawing:
         record, hparams = self.records[index], self.hparams
         own = [text for text in record.outside if text not in inside] if hparams.own_negatives else []
         if own and (_coin(generator) or all(other.id == record.id for other in self.records)):
-            return own[_below(len(own), generator)], None
+            return own[below(len(own), generator)], None
         if self.neighbours is not None and float(torch.rand((), generator=generator)) < hparams.hard_negatives:
             near = self.neighbours.draw(index, generator)
             if near is not None:
                 return self._prompt_of(near, generator), self.records[near].id
         for _ in range(_TRIES):
-            other = _below(len(self.records), generator)
+            other = below(len(self.records), generator)
             text = self._prompt_of(other, generator)
             if self.records[other].id != record.id and text not in inside:
                 return text, self.records[other].id
@@ -167,22 +168,7 @@ class Drawing:
     def _prompt_of(self, index: int, generator: torch.Generator) -> str:
         record = self.records[index]
         prompts = list(dict.fromkeys([record.prompt, *(prompt for prompt, _ in record.inside)]))
-        return prompts[_below(len(prompts), generator)]
-
-
-def split(requests: Sequence[EditRequest], share: float, seed: int) -> tuple[list[EditRequest], list[EditRequest]]:
-    """Requests to train on and to hold out, told apart by case; the same cases whatever their order.
-
-    Raises InputError when one of the two would be empty.
-    """
-    cases = sorted({request.case_id or request.id for request in requests})
-    order = torch.randperm(len(cases), generator=torch.Generator().manual_seed(seed)).tolist()
-    held = {cases[i] for i in order[: max(1, round(share * len(cases)))]}
-    kept = [request for request in requests if (request.case_id or request.id) not in held]
-    out = [request for request in requests if (request.case_id or request.id) in held]
-    if not kept or not out:
-        raise InputError(f"{len(cases)} cases cannot be split with a share of {share} held out; give more, or a file")
-    return kept, out
+        return prompts[below(len(prompts), generator)]
 
 
 def _alternatives(requests: Sequence[EditRequest], name: str | None) -> list[tuple[str, ...]]:
@@ -206,9 +192,5 @@ def _outside(request: EditRequest) -> tuple[str, ...]:
     return tuple(text for text in texts if text not in inside)
 
 
-def _below(count: int, generator: torch.Generator) -> int:
-    return int(torch.randint(count, (), generator=generator))
-
-
 def _coin(generator: torch.Generator) -> bool:
-    return _below(2, generator) == 1
+    return below(2, generator) == 1

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from kedit_core.errors import InputError
 from kedit_core.forward import ForwardTools, Pair
+from kedit_core.training import Stepped
 from kedit_methods_memory.hparams.serac import SeracTrainingHyperParams
 from kedit_methods_memory.serac.checkpoint import SeracEditor
-from kedit_methods_memory.serac.training.loop import Stepped
 from kedit_methods_memory.serac.training.losses import divergence, mixture, scope_loss, token_nll
 from kedit_methods_memory.serac.training.records import Record, ScopeBatch
 

@@ -1,0 +1,28 @@
+"""Counting rows into normalisers so that these are equal in all processes of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kedit_core.training import BaseTrainer
+from kedit_methods_meta.normaliser import Normaliser
+
+
+def observe_everywhere(trainer: BaseTrainer[Any], observed: Sequence[tuple[Normaliser, Tensor]]) -> None:
+    """Count each normaliser's new rows ``[R, width]`` of all processes in, in the processes' order.
+
+    Every process must call it with the same normalisers in the same order; it may have no rows for some.
+    """
+    if not observed:
+        return
+    own = [torch.cat([part.reshape(-1) for part in Normaliser.summary(rows)]) for _, rows in observed]
+    widths = [len(each) for each in own]
+    for told in trainer.gather(torch.cat(own).unsqueeze(0)):
+        for (normaliser, _), numbers in zip(observed, torch.split(told[0], widths), strict=True):
+            width = (len(numbers) - 1) // 2
+            count, mean, m2 = torch.split(numbers.to(normaliser.mean), [1, width, width])
+            normaliser.merge(count[0], mean, m2)

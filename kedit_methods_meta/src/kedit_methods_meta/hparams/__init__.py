@@ -1,0 +1,1 @@
+"""Settings of this family's methods; imports no torch."""

@@ -1,0 +1,110 @@
+"""Edits as token ids: prompt and new answer, with an instruction in front where the editor was trained with one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kedit_core.editing import EditContext
+from kedit_core.errors import InputError, RequestError
+from kedit_core.forward import Pair, TokenBoundary
+from kedit_core.requests import EditRequest, shortened
+from kedit_methods_meta.hparams.mend import slots
+
+_SPECIAL = 8  # special tokens of a row, at most
+
+
+def pair_of(tokens: TokenBoundary, prompt: str, answer: str, append_eos: bool | None = None) -> Pair:
+    """A prompt and an answer as ids, tokenised together where one model reads both.
+
+    Args:
+        answer: may be empty for a prompt of which only the model's reading is compared.
+        append_eos: whether the answer ends with the end-of-sequence token; None: in encoder-decoder models only.
+
+    Raises InputError when there is no such token, or no token at all.
+    """
+    pair = tokens.pair(prompt, answer) if answer.strip() else Pair(tokens.prompt(prompt).ids, ())
+    if not (tokens.encoder_decoder if append_eos is None else append_eos):
+        return pair
+    if tokens.tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end-of-sequence token to append; set append_eos to false")
+    return Pair(pair.prompt_ids, (*pair.target_ids, int(tokens.tokenizer.eos_token_id)))
+
+
+def instructed(template: str | None, prompt: str, meta: Mapping[str, Any]) -> str:
+    """A prompt behind its instruction.
+
+    Raises KeyError for a slot that ``meta`` has nothing for.
+    """
+    if template is None:
+        return prompt
+    return template.format(**{name: str(meta[name]) for name in slots(template)}) + prompt
+
+
+def edit_pairs(
+    context: EditContext, requests: Sequence[EditRequest], template: str | None, append_eos: bool | None
+) -> list[Pair]:
+    """What an editor is shown of these requests.
+
+    Raises:
+        RequestError: every request that lacks a key of the instruction, or is longer than the model's positions.
+    """
+    faults, found = [], []
+    for request in requests:
+        try:
+            pair = pair_of(
+                context.tokens, instructed(template, request.prompt, request.meta), request.target_new, append_eos
+            )
+        except KeyError as error:
+            faults.append(
+                f"{shortened(request.prompt)}: the editor was trained with the instruction {template!r}, and the "
+                f"request's meta has no {error.args[0]!r}; add it"
+            )
+            continue
+        if fault := too_long(context, pair):
+            faults.append(f"{shortened(request.prompt)}: {fault}")
+        found.append(pair)
+    if faults:
+        name = context.method.name if context.method else "unknown"
+        raise RequestError(f"the requests for method {name!r}", faults)
+    return found
+
+
+def check_records(
+    context: EditContext,
+    requests: Sequence[EditRequest],
+    pair: Callable[[str, str], Pair],
+    template: str | None = None,
+) -> None:
+    """Refuse records to train on that lack a key of the instruction, or are longer than the model's positions.
+
+    Args:
+        pair: makes a prompt and an answer ids.
+
+    Raises RequestError naming every such record.
+    """
+    limit = context.adapter.row_limit
+    answer = max((request.target_new for request in requests), key=len, default="")
+    faults = []
+    for request in requests:
+        try:
+            texts = [instructed(template, request.prompt, request.meta), *request.rephrase_prompts]
+        except KeyError as error:
+            faults.append(f"{shortened(request.prompt)}: its meta has no {error.args[0]!r} for the instruction")
+            continue
+        for text in texts:
+            # a token stands for a byte at least, and few are added
+            if limit is not None and len(text.encode()) + len(answer.encode()) + _SPECIAL > limit:
+                fault = too_long(context, pair(text, answer))
+                faults += [f"{shortened(text)}: {fault}"] if fault else []
+    if faults:
+        raise RequestError("the records to train on", faults)
+
+
+def too_long(context: EditContext, pair: Pair) -> str | None:
+    """Why a pair cannot be read by the model, or None."""
+    limit, view = context.adapter.row_limit, context.adapter
+    length = len(pair.prompt_ids) + (0 if view.is_encoder_decoder else len(pair.target_ids))
+    if limit is None or length <= limit:
+        return None
+    return f"the prompt with its answer is {length} tokens long, and the model has {limit} positions; shorten it"

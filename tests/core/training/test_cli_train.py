@@ -1,0 +1,155 @@
+"""``kedit train`` and ``kedit edit --editor``."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from core.training.toy_method import catalogue, facts
+from safetensors.torch import load_file
+
+from kedit_core.cli.root import kedit
+from kedit_core.plugins import Catalogue
+from kedit_core.requests import dump_requests
+from kedit_core.testing.tiny import tiny
+from kedit_core.training.folder import read_state
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model and requests, the current one; the toy methods are installed."""
+    installed = catalogue()
+    monkeypatch.setattr(Catalogue, "installed", classmethod(lambda cls: installed))
+    monkeypatch.chdir(tmp_path)
+    for each in tiny("llama"):
+        each.save_pretrained("model")
+    dump_requests(facts(), "cases.jsonl")
+    dump_requests(facts(3, prefix="So "), "others.jsonl")
+    return tmp_path
+
+
+def run(*words: str, **more: Any) -> Result:
+    return CliRunner().invoke(kedit, words, **more)
+
+
+TRAIN = ("train", "model", "-m", "strength", "--requests", "cases.jsonl", "-o", "editor")
+
+
+def test_an_editor_is_trained_and_used(place: Path) -> None:
+    done = run(*TRAIN, "--validate", "others.jsonl", "--option", "greeting=hi", "--json", "out.json")
+    assert done.exit_code == 0, done.output
+    assert "with --editor editor" in done.output and "best at" in done.output and "s an iteration" in done.output
+    told = json.loads((place / "out.json").read_text())
+    assert told["records"] == 12 and told["validation"] == 3 and told["state"]["origin"] == {"greeting": "hi"}
+    assert (place / "editor.training" / "metrics.jsonl").is_file()
+    edit = ("edit", "model", "-m", "strength", "--requests", "cases.jsonl", "--limit", "2", "--no-evaluate")
+    for number, words in enumerate((("--editor", "editor"), ("--with", "editor=editor"))):
+        done = run(*edit, *words, "-o", f"p{number}.safetensors")
+        assert done.exit_code == 0, done.output
+    assert (place / "p0.safetensors").read_bytes() == (place / "p1.safetensors").read_bytes()
+    done = run(*edit, "--editor", "editor", "--with", "editor=editor")
+    assert done.exit_code == 2 and "give one of them" in done.output
+    done = run(*edit, "--editor", "elsewhere")
+    assert done.exit_code == 2 and "does not exist" in done.output
+
+
+def test_a_training_goes_on(place: Path) -> None:
+    assert run(*TRAIN, "-p", "iterations=4").exit_code == 0
+    first = (place / "editor" / "editor.safetensors").read_bytes()
+    done = run(*TRAIN, "--resume")
+    assert done.exit_code == 0, done.output
+    assert "of 8 iterations" in done.output
+    assert (place / "editor" / "editor.safetensors").read_bytes() != first
+    done = run(*TRAIN, "--resume", "--anew")
+    assert done.exit_code == 2 and "give one of them" in done.output
+    assert run(*TRAIN, "--anew").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-m", "untrained"), "needs no training"),
+        (("-p", "layres=2"), "did you mean 'layer'"),
+        (("-p", "clip=-1"), "clip is -1"),
+        (("--option", "greeting"), "is not KEY=VALUE"),
+        (("--option", "greting=x"), "no option 'greting'"),
+        (("--validate", "cases.jsonl"), "in the training set and in the validation"),
+        (("-o", "none/editor"), "does not exist"),
+        (("-o", "model"), "is no editor, so it is not replaced"),
+        (("--requests", "none.jsonl"), "none.jsonl"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_sentence(words: tuple[str, ...], said: str, place: Path) -> None:
+    done = run(*TRAIN, *words)
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert not (place / "editor").exists()
+
+
+RANK = """
+import sys
+import torch
+torch.set_num_threads(1)
+from core.training import toy_method
+from kedit_core.plugins import Catalogue
+installed = toy_method.catalogue()
+Catalogue.installed = classmethod(lambda cls: installed)
+from kedit_core.cli.root import kedit
+kedit.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_editor_of_one(place: Path) -> None:
+    """As ``accelerate launch`` starts them: the first writes and tells, the other is silent."""
+    pytest.importorskip("accelerate")
+    words = ["train", "model", "-m", "strength", "--requests", "cases.jsonl", "--validate", "others.jsonl"]
+    alone = run(*words, "-o", "one", "-p", "iterations=8", "-p", "accumulate=2", "-p", "val_interval=4")
+    assert alone.exit_code == 0, alone.output
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    paths = [path for path in sys.path if path] + [str(Path(__file__).parents[2])]
+    running = []
+    for rank in ("0", "1"):
+        told = {
+            "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "CUDA_VISIBLE_DEVICES": "",
+        }  # fmt: skip
+        settings = ["-o", "two", "-p", "iterations=4", "-p", "accumulate=1", "-p", "val_interval=2"]
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", RANK, *words, *settings],
+                env={**os.environ, **told},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )  # fmt: skip
+        )
+    said = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "with --editor two" in said[0][0] and said[1][0] == ""
+    one, two = (load_file(place / name / "editor.safetensors")["strength"] for name in ("one", "two"))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
+    assert read_state(place / "two")["cost"]["processes"] == 2
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
+        "from kedit_core.cli.root import kedit; kedit(['train', '--help'])"
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert done.returncode == 0 and "--validate" in done.stdout, done.stderr
