@@ -11,14 +11,11 @@ from kedit_core.requests import EditRequest
 def remaining(context: EditContext, patch: EditPatch, request_id: str) -> list[EditRequest]:
     """The requests of a patch without those of this id.
 
-    Raises InputError for a patch of several rounds, or when nothing is left.
+    Raises InputError for a patch of several rounds.
     """
     if len(patch.states()) > 1:
         raise InputError(
             f"the patch {patch.id[:12]} was made in {len(patch.states())} rounds, each computed on those before, so a "
             "fact cannot be taken out of the middle; edit the others again, or keep one patch for each round"
         )
-    kept = [request for request in context.requests if request.id != request_id]
-    if not kept:
-        raise InputError("the patch has no other fact; take the whole patch off instead")
-    return kept
+    return [request for request in context.requests if request.id != request_id]

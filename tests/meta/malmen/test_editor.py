@@ -51,7 +51,9 @@ def plain_values(editor: MalmenEditor, name: str, factors: Factors) -> Tensor:
     spread = (tensors[f"{prefix}normaliser.m2"] / (tensors[f"{prefix}normaliser.count"] - 1)) ** 0.5
     found = []
     for key, gradient in zip(factors.inputs, factors.gradients, strict=True):
-        h = (torch.cat([key, gradient]) - tensors[f"{prefix}normaliser.mean"]) / (spread + torch.finfo(torch.float32).eps)
+        h = (torch.cat([key, gradient]) - tensors[f"{prefix}normaliser.mean"]) / (
+            spread + torch.finfo(torch.float32).eps
+        )
         for block in range(2):
             part = {each: tensors[f"{prefix}blocks.{block}.{each}"] for each in ("A", "B", "bias", "scale", "shift")}
             before = h @ part["A"] @ part["B"] + part["bias"]
@@ -69,7 +71,7 @@ def test_wanted_changes_are_what_the_paper_says(chunk: int) -> None:
 
 
 def test_a_wanted_change_is_that_of_its_own_rank_one_update() -> None:
-    """``D_i`` is what the update ``-eta K^ G^^T`` would change for the key ``K_i``: at the start, the normalised pair."""
+    """``D_i`` is what the update ``-eta K^ G^^T`` changes for the key ``K_i``: at the start, the normalised pair."""
     editor, factors = an_editor(scrambled=False), some_factors()
     group = next(iter(editor.groups(factors)))
     rows = group.net.normaliser(group.rows)[: group.sizes[0]]

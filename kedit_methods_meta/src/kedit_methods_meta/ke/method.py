@@ -62,7 +62,7 @@ class Ke:
         if len(pairs) == 1 and hparams.iterations > 1:
             self._again(context, editor, texts, pairs, hparams, updates)
         state = {
-            "trained_as": EditorFolder.load(context, ROLE).config["trained_as"],
+            "trained_as": EditorFolder.load(context, ROLE).config.get("trained_as", "ke"),
             "batched": len(pairs) > 1,
             "iterations": len(updates),
             # a digest: the text says the fact, which its author may keep private

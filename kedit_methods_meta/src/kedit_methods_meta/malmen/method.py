@@ -79,7 +79,7 @@ class Malmen:
     def drop_request(self, context: EditContext, patch: EditPatch, request_id: str) -> EditPatch:
         """The patch made again without this request.
 
-        Raises InputError for a patch of several rounds, or when nothing is left.
+        Raises InputError for a patch of several rounds.
         """
         hparams = cast(MalmenHyperParams, context.hparams)
         made: EditPatch = self.compute_patch(context, remaining(context, patch, request_id), hparams)
@@ -139,7 +139,9 @@ def _wanted(
 ) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     """Keys and wanted changes of all tokens, by name of weight, on the weights as they are now."""
     factors = read(context.forward, pairs, editor.places, editor.settings)
-    values = {name: hparams.strength * each for name, each in editor.values(factors).items()}
+    values = {
+        name: hparams.strength * each.to(factors[name].inputs.dtype) for name, each in editor.values(factors).items()
+    }
     here = {name: evolve(factors[name], inputs=factors[name].inputs.to(each.device)) for name, each in values.items()}
     return here, values
 

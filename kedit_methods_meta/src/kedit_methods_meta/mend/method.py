@@ -68,7 +68,7 @@ class Mend:
     def drop_request(self, context: EditContext, patch: EditPatch, request_id: str) -> EditPatch:
         """The patch made again without this request.
 
-        Raises InputError for a patch of several rounds, or when nothing is left.
+        Raises InputError for a patch of several rounds.
         """
         hparams = cast(MendHyperParams, context.hparams)
         made: EditPatch = self.compute_patch(context, remaining(context, patch, request_id), hparams)

@@ -1,0 +1,98 @@
+"""Two processes train a MEND editor as one with twice the micro-batch: on the CPU, over gloo."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from meta_tools import editor_on, records
+from safetensors.torch import load_file
+
+from kedit_core.training import EditorFolder, train
+
+RANK = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from safetensors.torch import save_file
+from meta_tools import editor_on, records
+from meta.mend.test_processes import SETTINGS, kept
+from kedit_core.training import train
+from kedit_core.training.several import processes_here
+
+processes, folder = processes_here(), Path(sys.argv[1])
+with kept(folder / f"rank-{processes.rank}.safetensors"):
+    train(
+        editor_on("gpt2", "mend"), records(8), folder / "editor", {**SETTINGS, "batch_size": 1},
+        validation=records(4, 20), processes=processes,
+    )
+processes.close()
+"""
+# one rephrase and one unrelated prompt for each record, so that nothing is drawn but the records' order
+SETTINGS: dict[str, Any] = {
+    "layers": [-1], "iterations": 20, "accumulate": 1, "val_interval": 20, "lr": 1e-3, "edit_lr": 1e-3,
+    "locality": "own",
+}  # fmt: skip
+
+
+class kept:
+    """Writes what the trainer of this process gives at the end, which only the first process saves."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        from safetensors.torch import save_file
+
+        from kedit_methods_meta.mend import MendTrainer
+
+        self.owner, self.editor = MendTrainer, MendTrainer.editor
+
+        def editor(trainer: Any) -> Any:
+            found = self.editor(trainer)
+            save_file({name: tensor.contiguous() for name, tensor in found[0].items()}, self.path)
+            return found
+
+        MendTrainer.editor = editor  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        self.owner.editor = self.editor  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Parameters within 1e-5 after 20 steps; everything, statistics too, identical on both."""
+    pytest.importorskip("accelerate")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    paths = [path for path in sys.path if path] + [str(Path(__file__).parents[2])]
+    running = []
+    for rank in ("0", "1"):
+        environment = {
+            **os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "RANK": rank,
+            "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": "",
+        }  # fmt: skip
+        command = [sys.executable, "-c", RANK, str(tmp_path)]
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=180)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], errors
+    first, second = (load_file(tmp_path / f"rank-{rank}.safetensors") for rank in (0, 1))
+    train(
+        editor_on("gpt2", "mend"), records(8), tmp_path / "one", {**SETTINGS, "batch_size": 2},
+        validation=records(4, 20),
+    )  # fmt: skip
+    alone = EditorFolder.read(tmp_path / "one").tensors
+    assert first.keys() == second.keys() == alone.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+        torch.testing.assert_close(tensor, alone[name], atol=1e-5, rtol=1e-5)
+    assert float(next(value for name, value in first.items() if name.endswith("normaliser.count"))) > 40
