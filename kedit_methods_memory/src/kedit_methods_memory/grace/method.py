@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
+from kedit_core.editing.checks import warn_missed
 from kedit_core.forward import ForwardTools
 from kedit_core.patches import EditPatch
 from kedit_core.requests import EditRequest
@@ -26,7 +27,6 @@ from kedit_methods_memory.grace.book import Admission, Label, Rules
 from kedit_methods_memory.grace.record import Record
 from kedit_methods_memory.grace.training import train
 from kedit_methods_memory.hparams.grace import GraceHyperParams
-from kedit_methods_memory.missed import warn_missed
 from kedit_methods_memory.projections import Projection, projection
 from kedit_methods_memory.questions import bytes_needed
 from kedit_methods_memory.reading import read

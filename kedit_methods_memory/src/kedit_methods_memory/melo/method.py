@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
+from kedit_core.editing.checks import warn_missed
 from kedit_core.errors import InputError
 from kedit_core.forward import ForwardTools
 from kedit_core.models import ModelView
@@ -25,7 +26,6 @@ from kedit_methods_memory.facts import Fact, fitting
 from kedit_methods_memory.hparams.melo import MeloHyperParams
 from kedit_methods_memory.melo.record import Record
 from kedit_methods_memory.melo.training import Block, train
-from kedit_methods_memory.missed import warn_missed
 from kedit_methods_memory.projections import Projection, decoder_projections, projection, projections
 from kedit_methods_memory.questions import bytes_needed
 from kedit_methods_memory.reading import read

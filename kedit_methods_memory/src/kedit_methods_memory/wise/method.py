@@ -12,13 +12,13 @@ from torch import Tensor
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
-from kedit_core.errors import RequestError, UnsupportedModelError
+from kedit_core.editing.checks import refuse_long, row_length
+from kedit_core.errors import UnsupportedModelError
 from kedit_core.forward import ForwardTools, evaluating
 from kedit_core.models.parameters import bare, features
 from kedit_core.patches import EditPatch, ModuleOperation
-from kedit_core.requests import EditRequest, shortened
+from kedit_core.requests import EditRequest
 from kedit_methods_memory.beneath import beneath, requests_of
-from kedit_methods_memory.facts import row_length
 from kedit_methods_memory.hparams.wise import WiseHyperParams
 from kedit_methods_memory.projections import Projection, projection
 from kedit_methods_memory.wise.activation import phi_name, phi_of
@@ -119,18 +119,12 @@ class Wise:
             return
         _place(context, context.hparams)
         _phi(context, context.hparams)
-        view, faults = context.adapter, []
-        limit = view.row_limit
+        lengths = []
         for request in requests:
             own_texts(request)
             (line,) = lines_of(context.forward, [request], ["{}"], [()])
-            if limit is not None and row_length(view, line.fact) > limit:
-                faults.append(
-                    f"{shortened(request.prompt)}: the prompt with its target is {row_length(view, line.fact)} tokens "
-                    f"long, and the model has {limit} positions; shorten it"
-                )
-        if faults:
-            raise RequestError("the requests for method 'wise'", faults)
+            lengths.append(row_length(context.adapter, line.fact.prompt, line.fact.target))
+        refuse_long(context, requests, lengths)
 
     @hookimpl
     def compute_patch(
