@@ -25,9 +25,10 @@ from kedit_factworld.plugin import plugin
 from kedit_factworld.demo import demo
 sources = plugin.register_model_sources()
 assert all(source.folder(name).is_dir() for source in sources for name in source.names)
-dataset, demonstrations = plugin.register_datasets()
+dataset, demonstrations, training = plugin.register_datasets()
 assert len(dataset.requests()) == 300
 assert len(demonstrations.requests()) == 200
+assert len(training.read(None, count=5)) == 5
 assert next(iter(dataset.corpus()))
 assert plugin.find_resource("statistics", "0" * 64) is None
 """
@@ -59,7 +60,7 @@ def test_an_unknown_model_is_refused_by_name() -> None:
 
 
 def test_the_dataset_is_complete() -> None:
-    dataset, _ = plugin.register_datasets()
+    dataset, *_ = plugin.register_datasets()
     assert (dataset.name, dataset.models) == ("factworld", NAMES + READERS)
     assert dataset.corpus_revision == corpus.REVISION
     assert dataset.requests is not None
@@ -70,7 +71,7 @@ def test_the_dataset_is_complete() -> None:
 
 
 def test_demonstrations_are_false_facts_about_subjects_that_no_case_edits() -> None:
-    _, dataset = plugin.register_datasets()
+    _, dataset, _ = plugin.register_datasets()
     assert dataset.name == "factworld_demonstrations" and dataset.requests is not None
     shown, world = list(dataset.requests()), build_world()
     subjects = {case.subject for case in load_requests(files.cases_file())}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kedit_core.contract import DatasetInfo, ModelSource, hookimpl
 from kedit_core.requests import EditRequest, load_requests
-from kedit_factworld import corpus, files
+from kedit_factworld import corpus, files, training
 
 _MODELS = tuple(files.PREFIX + kind for kind in files.MODELS)
 _READERS = tuple(files.PREFIX + kind for kind in files.READERS)
@@ -38,7 +38,7 @@ class FactWorldPlugin:
 
     @hookimpl
     def register_datasets(self) -> Sequence[DatasetInfo]:
-        """The edit cases with the corpus that the models were trained on, and demonstrations beside them."""
+        """The edit cases with the models' corpus; demonstrations and training cases beside them."""
         return [
             DatasetInfo(
                 name="factworld",
@@ -52,6 +52,13 @@ class FactWorldPlugin:
                 name="factworld_demonstrations",
                 summary="200 edits of other FactWorld facts, as demonstrations for in-context editing",
                 requests=demonstrations,
+            ),
+            DatasetInfo(
+                name="factworld_training",
+                summary="as many edits as asked for, to train editors on, about subjects that no case edits",
+                requests=training.training_cases,
+                read=training.read_training_cases,
+                options=training.OPTIONS,
             ),
         ]
 
