@@ -115,6 +115,11 @@ class NeuronsKind(ModuleKind):
                 f"the patch has neurons of width {width}, and {self.read!r} has nothing of that size"
             )
 
+    @property
+    def needs_scope(self) -> bool:
+        """Only what fired at one place and is added at another is kept there."""
+        return self.read != self.write
+
     def after(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Add, or note what fired for the place that comes later."""
         with torch.autocast(self.home.type, enabled=False):
