@@ -57,7 +57,7 @@ class ModuleKind(ABC):  # noqa: B024 - both hooks are optional
 
     @property
     def needs_scope(self) -> bool:
-        """Whether it reads ``live.scope``. One that does not also acts where prompts cannot be followed (beams, ...)."""
+        """Whether it reads ``live.scope``; one that does not acts also where prompts cannot be followed (beams, ...)."""
         return True
 
     def before(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
