@@ -57,7 +57,7 @@ class ModuleKind(ABC):  # noqa: B024 - both hooks are optional
 
     @property
     def needs_scope(self) -> bool:
-        """Whether it reads ``live.scope``; one that does not acts also where prompts cannot be followed (beams, ...)."""
+        """Whether it reads ``live.scope``; one that does not also acts under beams and the like."""
         return True
 
     def before(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
