@@ -122,6 +122,15 @@ class SentenceEncoder:
         return normalize(found.detach().float().reshape(len(texts), -1), dim=1).cpu()
 
 
+def each_alone(encoder: Encoder, texts: Sequence[str]) -> Tensor:
+    """``[texts, width]``, each text read by itself: a batch's padding and size change the last bits of a vector.
+
+    So equal prompts have equal vectors, and what is decided on a prompt does not depend on its company. At least one
+    text.
+    """
+    return torch.cat([encoder.encode([text]) for text in texts])
+
+
 def load_encoder(
     name: str, revision: str | None = None, folder: Path | None = None, device: torch.device | str = "cpu"
 ) -> Encoder:

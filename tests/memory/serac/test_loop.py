@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from kedit_core.errors import InputError, MethodError
@@ -146,6 +147,32 @@ def test_a_kill_while_saving_leaves_a_checkpoint(tmp_path: Path, monkeypatch: py
         again.resume()
         assert again.iteration == 6
         assert torch.equal(fresh.parameters["at"], saved)
+
+
+@pytest.mark.parametrize("killed", [6, 9])
+def test_a_kill_after_a_new_best_leaves_what_is_resumed_and_the_best_in_step(killed: int, tmp_path: Path) -> None:
+    """Whoever resumes and stops at once has the best parameters, and says of the right iteration that they are best."""
+    loop = a_loop(tmp_path, Pull(), accumulate=1, val_interval=2, save_interval=5)
+    advance = loop.advance
+
+    def dying() -> None:
+        if loop.iteration == killed:
+            raise KeyboardInterrupt
+        advance()
+
+    loop.advance = dying  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    assert loop._best.iteration == 2 * (killed // 2)
+    problem = Pull()
+    resumed = a_loop(tmp_path, problem)
+    resumed.resume()
+    resumed.schedule = evolve(resumed.schedule, iterations=resumed.iteration)
+    outcome = resumed.run()
+    with torch.no_grad():
+        of_these = problem.step(POINTS[:5]).values["loss/total"][0]
+    assert (outcome.best_iteration, outcome.best) == (loop._best.iteration, loop._best.value)
+    assert of_these == outcome.best
 
 
 def test_a_loss_that_is_not_a_number_is_left_out(tmp_path: Path) -> None:

@@ -247,6 +247,53 @@ def test_a_long_query_is_read_from_its_end(checkpoint: Path) -> None:
     assert BOB.prompt  # the edits themselves are short
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_beside_a_long_query_the_key_is_read_whole(fast: bool) -> None:
+    made = an_editor("gpt2", cross_attend=True, labelled=True)
+    classifier = made.classifier
+    if not fast:
+        classifier.tokenizer = WithoutOffsets(classifier.tokenizer)
+    keys = [made.scope.key(edit.prompt, edit.target_new) for edit in EDITS]
+    query = "the town " * 700 + "Alice works"
+    read_as = [classifier._pair_ids(key, query) for key in keys]
+    for key, ids in zip(keys, read_as, strict=True):
+        whole = classifier.tokenizer(f"{key} [SEP] {query}", verbose=False)["input_ids"]
+        begins = classifier.tokenizer(f"{key} [SEP]")["input_ids"][:-1]
+        assert len(ids) == classifier.limit == 512
+        assert ids == begins + whole[len(whole) - 512 + len(begins) :]
+        short = classifier.tokenizer(f"{key} [SEP] Alice works")["input_ids"]
+        assert classifier._pair_ids(key, "Alice works") == short
+    shares = classifier.pair_log_similarities(keys, [query] * len(keys)).tolist()
+    assert len(set(shares)) == len(keys)
+
+
+class WithoutOffsets:
+    """A tokenizer as those written in Python are: it tells no offsets."""
+
+    is_fast = False
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: str, return_offsets_mapping: bool = False, **settings: Any) -> Any:
+        assert not return_offsets_mapping
+        return self.tokenizer(text, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+def test_an_edit_whose_own_prompt_does_not_fit_beside_its_key_is_refused(tmp_path: Path) -> None:
+    cross = a_checkpoint(tmp_path / "cross", "gpt2", cross_attend=True, labelled=True)
+    alone = a_checkpoint(tmp_path / "alone", "gpt2", labelled=True)
+    longer = evolve(FRANCE, prompt="France " * 60)
+    count = len(SeracEditor.load(cross).classifier.tokenizer(longer.prompt)["input_ids"])
+    assert 256 < count < 500
+    editor_on("gpt2", alone).edit(longer, evaluate=False)
+    with pytest.raises(InputError, match="shorten it"):
+        editor_on("gpt2", cross).edit(longer, evaluate=False)
+
+
 # ---------------------------------------------------------------- presets
 @pytest.mark.parametrize("name", ["factworld:gpt2", "factworld:llama"])
 def test_factworld_has_presets_for_editing_and_for_training(name: str, checkpoint: Path) -> None:

@@ -7,6 +7,7 @@ alone: no model, tokenizer or clock is asked, so it is the same text in every pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from kedit_core.errors import PatchFormatError
 from kedit_core.patches import RouterOperation
 from kedit_methods_memory.ike import texts
 from kedit_methods_memory.ike.retrieval import Drawn
+from kedit_methods_memory.nearest import nearest
 
 KIND = "ike.context"
 VERSION = 1
@@ -38,6 +40,7 @@ class Fact:
     Attributes:
         id: of its request.
         prompt, target: the fact; ``subject`` is for people.
+        case_id: of its request; a demonstration of the same case is none for other facts.
         drawn: its demonstrations, nearest first.
         drawn_tokens: tokens of each of them.
         head_tokens: of what the query block has before the query, special tokens included.
@@ -48,6 +51,7 @@ class Fact:
     prompt: str
     target: str
     subject: str | None = None
+    case_id: str | None = None
     drawn: tuple[Drawn, ...] = ()
     drawn_tokens: tuple[int, ...] = ()
     head_tokens: int = 0
@@ -92,23 +96,37 @@ class Memory:
         """Most demonstrations that a fact has."""
         return max((len(fact.drawn) for fact in self.facts), default=0)
 
+    @cached_property
+    def live(self) -> list[int]:
+        """Indices of the facts that count: of one prompt the last. Earlier ones are here for when it is dropped."""
+        return sorted({fact.prompt.strip(): index for index, fact in enumerate(self.facts)}.values())
+
+    @cached_property
+    def _newest_first(self) -> tuple[Tensor, Tensor]:
+        """Indices of the facts that count, and their vectors."""
+        order = torch.tensor(self.live[::-1], dtype=torch.int64)
+        return order, self.embeddings[order]
+
     def best(self, queries: Tensor) -> list[int | None]:
-        """The fact of each query ``[queries, width]``, or None below the threshold; of equally near ones the newest."""
-        scores = queries @ self.embeddings.T
-        newest = (len(self.facts) - 1) - scores.flip(1).argmax(dim=1)
-        top = scores.gather(1, newest.unsqueeze(1))[:, 0]
-        chosen = zip(newest.tolist(), top.tolist(), strict=True)
-        return [index if self.tau is None or score >= self.tau else None for index, score in chosen]
+        """The fact of each query ``[queries, width]``, or None below the threshold; of equally near ones the newest.
+
+        A score is of its query and fact alone: no other row changes a bit of it, as it would in a matrix product.
+        """
+        order, keys = self._newest_first
+        index = order[nearest(queries, keys).index]
+        scores = (queries * self.embeddings[index]).sum(dim=1)
+        chosen = zip(index.tolist(), scores.tolist(), strict=True)
+        return [found if self.tau is None or score >= self.tau else None for found, score in chosen]
 
     def used(self, fact: Fact, query: str) -> tuple[int, bool]:
         """How many demonstrations stand before a query, and whether the fact's own copy does.
 
         The least similar ones are left out first, the copy last, until the window holds what remains, the query and
-        the answer. A query counts as one token for each of its UTF-8 bytes, which no tokenizer goes beyond.
+        the answer. How many tokens a query counts as, :func:`kedit_methods_memory.ike.texts.most_tokens` says.
         """
         if self.window is None:
             return len(fact.drawn), bool(fact.copy_tokens)
-        room = self.window - self.answer_tokens - fact.head_tokens - len(query.encode()) - _SLACK
+        room = self.window - self.answer_tokens - fact.head_tokens - texts.most_tokens(query) - _SLACK
         copy = 0 < fact.copy_tokens <= room
         if fact.copy_tokens and not copy:
             return 0, False
@@ -156,7 +174,13 @@ class Memory:
             "template_version": texts.TEMPLATE_VERSION,
             "mode": self.mode,
             "facts": [
-                {"id": fact.id, "prompt": fact.prompt, "subject": fact.subject, "target": fact.target}
+                {
+                    "id": fact.id,
+                    "case_id": fact.case_id,
+                    "prompt": fact.prompt,
+                    "subject": fact.subject,
+                    "target": fact.target,
+                }
                 for fact in self.facts
             ],
             "tau": self.tau,
@@ -228,6 +252,7 @@ def _facts(listed: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -
                 prompt=one["prompt"],
                 target=one["target"],
                 subject=one["subject"],
+                case_id=one["case_id"],
                 drawn=tuple(drawn),
                 drawn_tokens=tuple(tokens[row][: len(drawn)]),
                 head_tokens=head,

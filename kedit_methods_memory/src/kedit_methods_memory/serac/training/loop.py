@@ -177,6 +177,8 @@ class Loop(Generic[B]):
         if found[self.schedule.key] < self._best.value:
             self._best = _Best(found[self.schedule.key], self.iteration)
             self._store.save_best(self.parameters, self.iteration)
+            # whoever resumes must know of it: what was the best before is no longer there
+            self.save()
         return found
 
     def _impatient(self) -> bool:

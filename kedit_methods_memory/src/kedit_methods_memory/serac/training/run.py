@@ -34,7 +34,7 @@ from kedit_methods_memory.serac.training.store import Store
 
 CLASSIFIER = "distilbert/distilbert-base-cased"
 SCRATCH = "scratch"
-_TIMING = ("iterations", "val_interval", "val_items", "patience", "save_interval")  # may change when resuming
+_TIMING = ("iterations", "val_interval", "patience", "save_interval")  # may change when resuming
 
 
 @frozen(kw_only=True)
