@@ -197,3 +197,16 @@ def test_recomputed_activations_pass_through_module_patches(prepared: Prepared) 
             model(**ids, labels=ids["input_ids"], use_cache=False).loss.backward()
             gradients.append(model.get_input_embeddings().weight.grad.clone())
         assert torch.equal(*gradients), name
+
+
+def test_an_encoder_called_with_a_positional_mask_reads_it() -> None:
+    """generate() names the mask; who calls the encoder by hand may not."""
+    editor = Editor(*tiny("t5"), "wise", METHODS["wise"])
+    editor.edit([EDITS[0]], evaluate=False)
+    ids = torch.tensor(editor.tokenizer([PROMPTS[0]])["input_ids"])
+    padded = torch.cat([torch.full((1, 4), editor.tokenizer.pad_token_id or 0), ids], dim=1)
+    mask = torch.cat([torch.zeros(1, 4, dtype=torch.long), torch.ones_like(ids)], dim=1)
+    encoder = editor.model.get_encoder()
+    with torch.no_grad():
+        named = encoder(input_ids=padded, attention_mask=mask).last_hidden_state
+        assert torch.equal(encoder(padded, mask).last_hidden_state, named)

@@ -259,6 +259,65 @@ def test_a_patch_that_does_not_hold_what_it_names_is_refused_when_applied() -> N
         editor.apply(evolve(patch, operations=[RouterOperation("ike.context", 1, patch.operations[0].config, tensors)]))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, value) for name in ("id", "prompt", "target") for value in (None, 3, [])],
+        ("subject", 3),
+        ("case_id", []),
+        *[("tau", value) for value in ("x", True)],
+        *[("window", value) for value in ("x", 3.5, [])],
+        *[("answer_tokens", value) for value in (None, "x")],
+        *[("mode", value) for value in (None, "other", [])],
+        *[("encoder", value) for value in (None, "x", {}, {"id": 0}, {"id": None}, {"id": "a", "more": 1})],
+        *[("demonstrations", value) for value in ("x", 3)],
+        *[("records", value) for value in (None, "x")],
+        ("settings", 3),
+    ],
+)
+def test_values_of_another_type_are_refused_when_applied(name: str, value: object) -> None:
+    editor = editor_on(method="ike_context")
+    patch = editor.edit(list(FACTS), evaluate=False).patch
+    editor.restore()
+    facts = [dict(fact) for fact in patch.operations[0].config["facts"]]
+    broken = damaged(patch, facts=[{**facts[0], name: value}, *facts[1:]] if name in facts[0] else facts)
+    broken = broken if name in facts[0] else damaged(patch, **{name: value})
+    with pytest.raises(PatchFormatError, match="not made by kedit"):
+        editor.apply(broken)
+    assert not editor.stack.patches
+    with pytest.raises(PatchFormatError, match="not made by kedit"):
+        editor.drop(broken, "#1")
+
+
+def test_vectors_that_are_none_or_of_another_width_are_refused() -> None:
+    editor = editor_on(method="ike_context")
+    patch = editor.edit(list(FACTS), evaluate=False).patch
+    editor.restore()
+    (operation,) = patch.operations
+    vectors = operation.tensors["memory.embeddings"]
+
+    def made(**tensors: torch.Tensor) -> EditPatch:
+        held = {**operation.tensors, **{f"memory.{name}": each for name, each in tensors.items()}}
+        return evolve(patch, operations=[RouterOperation(operation.kind, 1, operation.config, held)])
+
+    for broken in (
+        made(embeddings=vectors[:, 0]),
+        made(embeddings=vectors.long()),
+        made(tokens=operation.tensors["memory.tokens"].float()),
+    ):
+        with pytest.raises(PatchFormatError):
+            editor.apply(broken)
+    editor.apply(made(embeddings=vectors[:, 1:].contiguous()))
+    with pytest.raises(PatchFormatError, match="its encoder makes"):
+        read_before(editor, FACTS[0].prompt)
+
+
+@pytest.mark.parametrize(("method", "told"), [("ike", True), ("ike_context", False)])
+def test_the_plan_tells_of_demonstrations_where_there_are_some(method: str, told: bool) -> None:
+    notes = editor_on(method=method).plan(list(FACTS))["notes"]
+    assert any("demonstrations before each prompt" in note for note in notes) == told
+
+
 @pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=10))

@@ -13,9 +13,10 @@ import torch
 from attrs import evolve
 from serac_tools import ALICE, BOB, EDITS, FRANCE, OUTSIDE, a_checkpoint, an_editor, editor_on, random_texts, read, same
 
-from kedit_core import EditRequest
+from kedit_core import Editor, EditRequest
 from kedit_core.errors import HyperParamsError, InputError, KeditError, PatchFormatError, RequirementError
 from kedit_core.patches import RouterOperation, path_digest
+from kedit_core.testing.tiny import tiny
 from kedit_methods_memory.serac.checkpoint import SeracEditor
 from kedit_methods_memory.serac.memory import KIND, Memory
 from kedit_methods_memory.serac.similarity import Metric
@@ -153,6 +154,17 @@ def test_an_edit_that_the_classifier_would_cut_is_refused(checkpoint: Path) -> N
         lambda c, t: ({**c, "threshold": "much"}, t),
         lambda c, t: (c, {}),
         lambda c, t: (c, {"embeddings": t["embeddings"].double()}),
+        lambda c, t: (c, {"embeddings": torch.cat([t["embeddings"]] * 2, dim=1)}),
+        *[
+            lambda c, t, name=name, value=value: ({**c, name: value}, t)
+            for name, value in [("threshold", True), ("keep_all", None), ("keep_all", 1)]
+        ],
+        *[lambda c, t, value=value: ({**c, "editor": value}, t) for value in (None, [], {"sha256": 3})],
+        *[
+            lambda c, t, name=name, value=value: ({**c, "memory": [{**each, name: value} for each in c["memory"]]}, t)
+            for name in ("id", "prompt", "target", "classifier_text", "context_text", "more")
+            for value in (None, 3, [])
+        ],
     ],
 )
 def test_an_operation_that_is_not_whole_is_refused(checkpoint: Path, broken: Any) -> None:
@@ -161,6 +173,21 @@ def test_an_operation_that_is_not_whole_is_refused(checkpoint: Path, broken: Any
     config, tensors = broken(dict(operation.config), dict(operation.tensors))
     with pytest.raises((PatchFormatError, InputError)):
         Memory.of(RouterOperation(kind=KIND, config=config, tensors=tensors))
+
+
+def test_vectors_of_another_width_are_no_crash(checkpoint: Path) -> None:
+    editor = editor_on("gpt2", checkpoint)
+    patch = editor.compute(EDITS)
+    (operation,) = patch.operations
+    cut = {"embeddings": operation.tensors["embeddings"][..., 1:].contiguous()}
+    editor.apply(evolve(patch, operations=[RouterOperation(kind=KIND, config=operation.config, tensors=cut)]))
+    with pytest.raises(PatchFormatError, match="its editor makes"):
+        contexts(editor, FRANCE.prompt)
+
+
+def test_a_missing_editor_is_asked_for_by_its_role() -> None:
+    with pytest.raises(RequirementError, match=r"the role 'editor'.*--with editor=PATH.*benchmark's spec"):
+        Editor(*tiny("gpt2"), "serac").edit(FRANCE, evaluate=False)
 
 
 def test_an_editor_folder_is_replaced_and_nothing_else_is(checkpoint: Path, tmp_path: Path) -> None:

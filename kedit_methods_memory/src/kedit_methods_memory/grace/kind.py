@@ -12,7 +12,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from kedit_core.errors import PatchFormatError
+from kedit_core.errors import PatchFormatError, ScopeError
 from kedit_core.patches import LiveContext, ModuleOperation
 from kedit_core.patches.weights import exact_maths
 from kedit_methods_memory.beneath import Quietable
@@ -94,10 +94,13 @@ class Codebook(Quietable):
         return self._write(chosen, at, columns)
 
     def _decode(self, value: Tensor) -> _Cells | None:
-        chosen: Tensor = self.live.scope.get((self, "chosen")).to(value.device)
-        start = torch.zeros_like(chosen)
+        start = torch.zeros(len(value), dtype=torch.int64, device=value.device)
         if self._requery:
             return self._write(self._lookup(value[:, 0]), start, value.shape[1])
+        kept: Tensor | None = self.live.scope.get((self, "chosen"))
+        if kept is None:
+            raise ScopeError("a codebook was put on between a prompt and its answer; read the prompt again")
+        chosen = kept.to(value.device)
         if self._late and bool((pending := chosen == _PENDING).any()):
             found = torch.where(pending, self._lookup(value[:, 0]), chosen)
             self._keep(found)

@@ -58,6 +58,7 @@ class Building:
         facts = [self._fact(request, allowed) for request in requests]
         embeddings = each_alone(self.encoder, [request.prompt for request in requests])
         if before is not None:
+            before.check_width(embeddings)
             facts = [*before.facts, *facts]
             embeddings = torch.cat([before.embeddings, embeddings])
         made = Memory(

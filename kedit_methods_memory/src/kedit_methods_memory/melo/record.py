@@ -39,9 +39,9 @@ class Record:
     queries: Tensor
 
     @classmethod
-    def empty(cls, radius: float, width: int) -> Record:
-        """No edit yet."""
-        return cls(Database(radius), (), (), (), torch.empty(0, width))
+    def empty(cls, radius: float, width: int, slack: float) -> Record:
+        """No edit yet; ``slack`` as in :class:`Database`."""
+        return cls(Database(radius, slack=slack), (), (), (), torch.empty(0, width))
 
     @classmethod
     def of(cls, patch: EditPatch, radius: float) -> Record:
@@ -62,7 +62,7 @@ class Record:
             labels = unpacked(kept["label_tokens"], kept["label_offsets"])
             cluster_labels = unpacked(kept["cluster_label_tokens"], kept["cluster_label_offsets"])
             queries = put_together(kept["queries"], kept["query_source"], live["points"])
-            losses = [tuple(each) for each in config["losses"]]
+            losses, slack = [tuple(each) for each in config["losses"]], float(config["slack"])
             blocks = tuple(
                 Block(
                     tuple(live[f"a.{i}"][number] for i in range(targets)),
@@ -71,14 +71,14 @@ class Record:
                 )
                 for number in range(len(live["a.0"]))
             )
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise PatchFormatError(
                 f"patch {patch.id[:12]} does not hold what MELO keeps of its edits ({error}); it was made by another "
                 "version"
             ) from error
         if not len(log) == len(labels) == len(queries) or len(cluster_labels) != len(live["centres"]):
             raise PatchFormatError(f"patch {patch.id[:12]} does not hold all of its {len(log)} edits")
-        return cls(Database.of(radius, live, cluster_labels), blocks, log, tuple(labels), queries)
+        return cls(Database.of(radius, live, cluster_labels, slack), blocks, log, tuple(labels), queries)
 
     def batches(self) -> list[list[int]]:
         """The edits of each block, by number."""
@@ -125,6 +125,7 @@ class Record:
             "edits": log,
             "losses": [list(block.losses) for block in self.blocks],
             "next_block": len(self.blocks),
+            "slack": self.database.slack,
             "conflicts": sum(each.case in ("conflict", "overwritten") for each in self.log),
             "forgotten": sum(each.forgotten for each in self.log),
         }
