@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ike_tools import demonstrations
@@ -16,7 +17,7 @@ from serac_tools import EDITS, a_checkpoint
 from torch import Tensor
 
 from kedit_core import Editor, EditPatch
-from kedit_core.errors import ScopeError, StackDisturbedError
+from kedit_core.errors import BaseMismatchError, PatchFormatError, ScopeError, StackDisturbedError
 from kedit_core.evaluation import Answers
 from kedit_core.testing.snapshot import Snapshot
 from kedit_core.testing.tiny import tiny
@@ -210,3 +211,20 @@ def test_an_encoder_called_with_a_positional_mask_reads_it() -> None:
     with torch.no_grad():
         named = encoder(input_ids=padded, attention_mask=mask).last_hidden_state
         assert torch.equal(encoder(padded, mask).last_hidden_state, named)
+
+
+@pytest.mark.parametrize(
+    ("method", "role"), [("grace", "keys"), ("grace", "values"), ("melo", "centres"), ("melo", "a.0")]
+)
+def test_tensors_that_do_not_fit_the_model_are_refused_when_applied(prepared: Prepared, method: str, role: str) -> None:
+    patch = prepared.patches[method]
+    (operation,) = patch.operations
+    cut = {name: t[:, :-1].contiguous() if name == role else t for name, t in operation.tensors.items()}
+    if role == "centres":
+        cut["points"] = cut["points"][:, :-1].contiguous()
+    broken = evolve(patch, operations=[evolve(operation, tensors=cut)])
+    editor = prepared.editor(method)
+    before = Snapshot(editor.model)
+    with pytest.raises((BaseMismatchError, PatchFormatError)):
+        editor.apply(broken)
+    assert before.differences(editor.model) == []

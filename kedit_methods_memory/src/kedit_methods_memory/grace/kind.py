@@ -17,6 +17,7 @@ from kedit_core.patches import LiveContext, ModuleOperation
 from kedit_core.patches.weights import exact_maths
 from kedit_methods_memory.beneath import Quietable
 from kedit_methods_memory.nearest import nearest, squares
+from kedit_methods_memory.projections import check_widths
 
 _NONE, _PENDING = -1, -2  # no key fires; the query's token has not been read yet
 
@@ -49,7 +50,9 @@ class Codebook(Quietable):
             or config.get("token") not in ("last_prompt", "first_target")
         ):
             raise PatchFormatError(f"a grace.codebook has one place, a replacement and a token, not {dict(config)}")
-        _check(operation.tensors)
+        check_codebook(operation.tensors)
+        keys, values = operation.tensors["keys"], operation.tensors["values"]
+        check_widths("grace.codebook", self._place, live.modules[self._place], keys.shape[1], values.shape[1])
         self.to_device({self._place: live.device(self._place)})
 
     def to_device(self, devices: Mapping[str, torch.device]) -> None:
@@ -134,7 +137,7 @@ class _Cells:
     values: Tensor
 
 
-def _check(tensors: Mapping[str, Tensor]) -> None:
+def check_codebook(tensors: Mapping[str, Tensor]) -> None:
     """PatchFormatError unless keys, values and radii fit together."""
     shapes = {role: list(tensor.shape) for role, tensor in tensors.items()}
     fits = set(tensors) == {"keys", "values", "radii"} and all(t.is_floating_point() for t in tensors.values())

@@ -17,6 +17,7 @@ from torch import Tensor
 from kedit_core.errors import InputError, PatchFormatError
 from kedit_core.patches import EditPatch, ModuleOperation
 from kedit_methods_memory.grace.book import Admission, Book, Label, Rules
+from kedit_methods_memory.grace.kind import check_codebook
 from kedit_methods_memory.hparams.grace import GraceHyperParams
 from kedit_methods_memory.ragged import packed, unpacked
 from kedit_methods_memory.rows import put_together, split_off
@@ -71,6 +72,7 @@ class Record:
                 "taken out of it; take them out of the patches it was joined from"
             )
         live, kept, config = codebooks[0].tensors, patch.state.tensors, patch.state.config
+        check_codebook(live)
         try:
             log = tuple(Admission(**edit) for edit in config["edits"])
             rules = Rules.of(hparams, float(config["slack"]))
@@ -78,7 +80,7 @@ class Record:
             labels = unpacked(kept["label_tokens"], kept["label_offsets"])
             queries = put_together(kept["queries"], kept["query_source"], live["keys"])
             after = put_together(kept["values"], kept["value_source"], live["values"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
             raise PatchFormatError(f"{what} ({error}); it was made by another version") from error
         if not len(log) == len(labels) == len(queries) == len(after) or len(key_labels) != len(live["keys"]):
             raise PatchFormatError(f"{what}: its {len(log)} edits are not complete")

@@ -12,6 +12,7 @@ from torch import Tensor
 from kedit_core.errors import InputError, PatchFormatError
 from kedit_core.patches import EditPatch, ModuleOperation
 from kedit_methods_memory.melo.database import Admission, Database, Label
+from kedit_methods_memory.melo.kind import check_blocks
 from kedit_methods_memory.melo.training import Block
 from kedit_methods_memory.nearest import nearest
 from kedit_methods_memory.ragged import packed, unpacked
@@ -55,6 +56,7 @@ class Record:
                 f"patch {patch.id[:12]} was joined from several, each a database of its own, so single edits cannot be "
                 "taken out of it; take them out of the patches it was joined from"
             )
+        check_blocks(found[0])
         live, kept, config = dict(found[0].tensors), patch.state.tensors, patch.state.config
         targets = len(found[0].places) - 1
         try:
@@ -71,7 +73,7 @@ class Record:
                 )
                 for number in range(len(live["a.0"]))
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
             raise PatchFormatError(
                 f"patch {patch.id[:12]} does not hold what MELO keeps of its edits ({error}); it was made by another "
                 "version"
