@@ -127,4 +127,4 @@ def test_the_wheel_holds_the_data(tmp_path: Path) -> None:
     assert wanted <= packed
     assert "kedit_factworld/py.typed" in packed
     assert len([name for name in wanted if name.endswith("model.safetensors")]) == 4
-    assert wheel.stat().st_size < 20_000_000
+    assert wheel.stat().st_size < 35_000_000
