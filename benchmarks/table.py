@@ -42,7 +42,7 @@ METHODS = {
     "sequential": ("rome", "r_rome", "memit", "alphaedit", "ft_bf", *MEMORY),
 }
 READERS = ("factworld:llama-reader", "factworld:gpt2-reader")
-ON_READERS = {"single": ("rome", "ike", "ike_context"), "sequential": ("alphaedit", "ike", "ike_context")}
+ON_READERS = {"single": ("ft_m", "ike", "ike_context"), "sequential": ("alphaedit", "ike", "ike_context")}
 """On models that read their context: in-context editing, and a method that writes weights beside it."""
 BATCHES = (30, 100)
 SEQUENCE = 100

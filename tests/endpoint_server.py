@@ -22,7 +22,8 @@ class ModelServer:
         url: of the endpoint while it runs.
         pace: seconds that an answer takes at least.
         faults: what the next requests get instead, in order: ``500``, ``429`` (with Retry-After), ``401``, ``hang``,
-            ``cut`` (the connection is closed), or a body that is sent as it is.
+            ``cut`` (the connection is closed), or a body that is sent as it is. What follows a number and a space is
+            said before the key.
         bodies: what was asked, as parsed; ``headers`` likewise, by lower-case names.
         most: most requests that were under way at once.
     """
@@ -112,10 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.state.released.wait(20)
         elif fault == "cut":
             self.close_connection = True
-        elif fault.isdigit():
-            told = f"made to fail with {fault}, key {KEY}"
-            message = json.dumps({"detail": told} if fault == "400" else {"error": {"message": told}})
-            self._send(int(fault), message, {"Retry-After": "0.05"} if fault == "429" else {"retry-after-ms": "1"})
+        elif fault[:3].isdigit():
+            code, _, more = fault.partition(" ")
+            told = f"made to fail with {code}, {more}key {KEY}"
+            message = json.dumps({"detail": told} if code == "400" else {"error": {"message": told}})
+            self._send(int(code), message, {"Retry-After": "0.05"} if code == "429" else {"retry-after-ms": "1"})
         else:
             self._send(200, fault)
 

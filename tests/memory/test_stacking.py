@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ike_tools import demonstrations
@@ -16,6 +17,7 @@ from serac_tools import EDITS, a_checkpoint
 from torch import Tensor
 
 from kedit_core import Editor, EditPatch
+from kedit_core.errors import BaseMismatchError, PatchFormatError, ScopeError, StackDisturbedError
 from kedit_core.evaluation import Answers
 from kedit_core.testing.snapshot import Snapshot
 from kedit_core.testing.tiny import tiny
@@ -138,3 +140,91 @@ def test_a_copy_of_the_model_has_none_of_them(prepared: Prepared) -> None:
         copied = copy.deepcopy(editor.model)
     other = Editor(copied, editor.tokenizer)
     assert not other.stack.patches and same(read(other), unedited)
+
+
+OVER = ("grace", "melo", "wise", "t_patcher")
+
+
+@pytest.mark.parametrize("below", OVER)
+def test_an_edit_over_a_module_patch_is_made_and_leaves_it_acting(prepared: Prepared, below: str) -> None:
+    """Methods that look at the base set the stack aside for it; the hooks that follow calls come back with it."""
+    for method in (*OVER, "lora"):
+        editor = prepared.editor(method)
+        editor.apply(prepared.patches[below])
+        ids = editor.tokenizer(PROMPTS[0], return_tensors="pt")
+        with torch.no_grad():
+            before = editor.model(**ids).logits
+            editor.compute([EDITS[2]])
+            assert torch.equal(editor.model(**ids).logits, before), method
+        editor.stack.check()
+        editor.edit([EDITS[2]], scenario="batch", evaluate=False)
+        editor.restore()
+
+
+def test_hooks_that_others_take_off_are_noticed(prepared: Prepared) -> None:
+    editor = prepared.editor()
+    editor.apply(prepared.patches["grace"])
+    editor.stack.scope.detach()
+    with pytest.raises(StackDisturbedError, match="where prompts end were removed"):
+        editor.stack.check()
+
+
+def test_neurons_act_under_beams_and_what_is_decided_by_prompt_refuses(prepared: Prepared) -> None:
+    for name in ("t_patcher", "grace"):
+        editor = prepared.editor()
+        editor.apply(prepared.patches[name])
+        ids = editor.tokenizer(PROMPTS[0], return_tensors="pt")
+        if name == "grace":
+            with pytest.raises(ScopeError, match="without beams"):
+                editor.model.generate(**ids, max_new_tokens=3, num_beams=2, do_sample=False, pad_token_id=0)
+        else:
+            written = editor.model.generate(**ids, max_new_tokens=3, num_beams=2, do_sample=False, pad_token_id=0)
+            assert written.shape[1] > ids["input_ids"].shape[1]
+
+
+def test_recomputed_activations_pass_through_module_patches(prepared: Prepared) -> None:
+    if prepared.family != "llama":
+        pytest.skip("checkpointing is turned on in the same way for every family")
+    for name in OVER:
+        editor = prepared.editor()
+        editor.apply(prepared.patches[name])
+        model, ids = editor.model, editor.tokenizer(PROMPTS[0], return_tensors="pt")
+        model.train()
+        gradients = []
+        for recompute in (False, True):
+            if recompute:
+                model.gradient_checkpointing_enable()
+            model.zero_grad()
+            model(**ids, labels=ids["input_ids"], use_cache=False).loss.backward()
+            gradients.append(model.get_input_embeddings().weight.grad.clone())
+        assert torch.equal(*gradients), name
+
+
+def test_an_encoder_called_with_a_positional_mask_reads_it() -> None:
+    """generate() names the mask; who calls the encoder by hand may not."""
+    editor = Editor(*tiny("t5"), "wise", METHODS["wise"])
+    editor.edit([EDITS[0]], evaluate=False)
+    ids = torch.tensor(editor.tokenizer([PROMPTS[0]])["input_ids"])
+    padded = torch.cat([torch.full((1, 4), editor.tokenizer.pad_token_id or 0), ids], dim=1)
+    mask = torch.cat([torch.zeros(1, 4, dtype=torch.long), torch.ones_like(ids)], dim=1)
+    encoder = editor.model.get_encoder()
+    with torch.no_grad():
+        named = encoder(input_ids=padded, attention_mask=mask).last_hidden_state
+        assert torch.equal(encoder(padded, mask).last_hidden_state, named)
+
+
+@pytest.mark.parametrize(
+    ("method", "role"), [("grace", "keys"), ("grace", "values"), ("melo", "centres"), ("melo", "a.0")]
+)
+def test_tensors_that_do_not_fit_the_model_are_refused_when_applied(prepared: Prepared, method: str, role: str) -> None:
+    patch = prepared.patches[method]
+    (operation,) = patch.operations
+    cut = {name: t[:, :-1].contiguous() if name == role else t for name, t in operation.tensors.items()}
+    if role == "centres":
+        cut["points"] = cut["points"][:, :-1].contiguous()
+    broken = evolve(patch, operations=[evolve(operation, tensors=cut)])
+    editor = prepared.editor(method)
+    before = Snapshot(editor.model)
+    with pytest.raises((BaseMismatchError, PatchFormatError)):
+        editor.apply(broken)
+    assert before.differences(editor.model) == []

@@ -55,12 +55,13 @@ def texts_for(context: EditContext, documents: int, max_len: int, seed: int, wri
 
     Args:
         documents: at most so many.
-        max_len: tokens of each.
+        max_len: tokens of each, at most; never more than the model has positions.
         seed: of the choice, or of the writing.
         written: how many tokens the model is to write, where it must.
 
     Raises InputError for a corpus that cannot be read or holds no text.
     """
+    max_len = min(max_len, context.adapter.max_positions or max_len)
     source, lines = corpus_of(context)
     if lines is None:
         return _written(context, written, max_len, seed)
@@ -144,7 +145,7 @@ def _written(context: EditContext, wanted: int, max_len: int, seed: int) -> Text
     """Samples of the unedited model, each from one token drawn evenly from the vocabulary."""
     tokens, view = context.tokens, context.adapter
     generator = torch.Generator().manual_seed(seed)
-    length = min(max_len, _WRITTEN, view.max_positions or _WRITTEN)
+    length = min(max_len, _WRITTEN)
     special = set(context.tokenizer.all_special_ids)
     ordinary = [i for i in sorted(context.tokenizer.get_vocab().values()) if i not in special and i < view.vocab_size]
     frame = tokens.prompt("a")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen, validators
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kedit_core.errors import InputError, MissingExtraError, RequirementError
+from kedit_core.errors import InputError, MissingExtraError, PatchFormatError, RequirementError
 from kedit_core.extras import needed
 from kedit_core.patches import Requirement, model_digest, path_digest
 from kedit_methods_memory.ngrams import NGramEncoder
@@ -21,6 +21,8 @@ NGRAMS = "ngrams"
 ROLE = "encoder"
 _INSTALL = "kedit-methods-memory[retrieval]"
 _BATCH = 64
+_TEXT = validators.optional(validators.instance_of(str))
+_FLAG = validators.instance_of(bool)
 
 
 @frozen(kw_only=True)
@@ -36,12 +38,28 @@ class Identity:
         folder: whether it is given as a folder (``--with encoder=PATH``).
     """
 
-    id: str | None
-    revision: str | None = None
-    pooling: str | None = None
-    normalised: bool = True
-    sha256: str | None = None
-    folder: bool = False
+    id: str | None = field(validator=_TEXT)
+    revision: str | None = field(default=None, validator=_TEXT)
+    pooling: str | None = field(default=None, validator=_TEXT)
+    normalised: bool = field(default=True, validator=_FLAG)
+    sha256: str | None = field(default=None, validator=_TEXT)
+    folder: bool = field(default=False, validator=_FLAG)
+
+    @classmethod
+    def read(cls, recorded: Any) -> Identity:
+        """What :meth:`to_dict` gave. Raises PatchFormatError for anything else."""
+        try:
+            found = cls(**recorded)
+        except (TypeError, ValueError) as error:
+            told = error.args[0] if error.args else error
+            raise PatchFormatError(
+                f"the patch does not say what its encoder is ({told}); it was not made by kedit"
+            ) from error
+        if (found.id is None) != found.folder:
+            raise PatchFormatError(
+                "the patch's encoder must be named, or given as a folder, and not both; it was not made by kedit"
+            )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -122,6 +140,15 @@ class SentenceEncoder:
         return normalize(found.detach().float().reshape(len(texts), -1), dim=1).cpu()
 
 
+def each_alone(encoder: Encoder, texts: Sequence[str]) -> Tensor:
+    """``[texts, width]``, each text read by itself: a batch's padding and size change the last bits of a vector.
+
+    So equal prompts have equal vectors, and what is decided on a prompt does not depend on its company. At least one
+    text.
+    """
+    return torch.cat([encoder.encode([text]) for text in texts])
+
+
 def load_encoder(
     name: str, revision: str | None = None, folder: Path | None = None, device: torch.device | str = "cpu"
 ) -> Encoder:
@@ -149,11 +176,12 @@ class RecordedEncoder:
         folder: where its files are, when it is given as a folder.
 
     Raises:
+        PatchFormatError: that is no record of an encoder.
         MissingExtraError: the library it needs is not installed.
     """
 
     def __init__(self, recorded: Mapping[str, Any], folder: Path | None, device: torch.device | str = "cpu") -> None:
-        self.identity = Identity(**recorded)
+        self.identity = Identity.read(recorded)
         self._folder, self._device = folder, device
         self._loaded: Encoder | None = None
         if not _built_in(self.identity) and find_spec("sentence_transformers") is None:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from kedit_core.editing import EditContext
-from kedit_core.errors import RequestError
+from kedit_core.editing.checks import refuse_long, row_length
 from kedit_core.forward import TokenBoundary
-from kedit_core.models import ModelView
-from kedit_core.requests import EditRequest, shortened
+from kedit_core.requests import EditRequest
 
 
 @frozen
@@ -40,25 +39,11 @@ def facts_of(tokens: TokenBoundary, requests: Sequence[EditRequest]) -> list[Fac
     return found
 
 
-def row_length(view: ModelView, fact: Fact) -> int:
-    """Tokens that the edited stack reads: an encoder the prompt, a decoder all but the last target token too."""
-    return len(fact.prompt) + (0 if view.is_encoder_decoder else len(fact.target) - 1)
-
-
 def fitting(context: EditContext, requests: Sequence[EditRequest]) -> list[Fact]:
     """:func:`facts_of`, refused where the model has too few positions for one (also by rotary models).
 
     Raises RequestError naming each such request with its length.
     """
-    view, facts = context.adapter, facts_of(context.tokens, requests)
-    limit = view.row_limit
-    faults = [
-        f"{shortened(request.prompt)}: the prompt with its target is {row_length(view, fact)} tokens long, and the "
-        f"model has {limit} positions; shorten it"
-        for request, fact in zip(requests, facts, strict=True)
-        if limit is not None and row_length(view, fact) > limit
-    ]
-    if faults:
-        name = context.method.name if context.method else "unknown"
-        raise RequestError(f"the requests for method {name!r}", faults)
+    facts, view = facts_of(context.tokens, requests), context.adapter
+    refuse_long(context, requests, [row_length(view, fact.prompt, fact.target) for fact in facts])
     return facts

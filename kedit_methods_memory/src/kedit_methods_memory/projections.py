@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 from torch import nn
 
-from kedit_core.errors import InputError
+from kedit_core.errors import BaseMismatchError, InputError
 from kedit_core.forward import ModuleSite
 from kedit_core.models import ModelView
 from kedit_core.models.parameters import features
@@ -98,3 +98,19 @@ def decoder_projections(view: ModelView, layer: int, part: str) -> tuple[Project
 def _projection(view: ModelView, module: nn.Module, layer: int, part: str) -> Projection:
     out, width = features(module)
     return Projection(view.name_of(module), module, layer, part, width, out)
+
+
+def check_widths(kind: str, place: str, module: nn.Module, width: int | None = None, out: int | None = None) -> None:
+    """Whether an operation's tensors fit the projection they are for.
+
+    Raises BaseMismatchError when ``place`` is no projection, or takes or gives vectors of another width.
+    """
+    try:
+        gives, takes = features(module)
+    except InputError as error:
+        raise BaseMismatchError(f"a {kind} is for projections, and {place!r} is none ({error})") from error
+    if width not in (None, takes) or out not in (None, gives):
+        raise BaseMismatchError(
+            f"a {kind} with vectors of {width or takes} in and {out or gives} out was made for another model: "
+            f"{place!r} has {takes} in and {gives} out; load the model it was made for"
+        )

@@ -11,9 +11,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from kedit_core.editing.checks import row_length
 from kedit_core.forward import Batch, ForwardTools
 from kedit_core.models import ModelView
-from kedit_methods_memory.facts import Fact, row_length
+from kedit_methods_memory.facts import Fact
 
 
 @frozen(eq=False)
@@ -72,7 +73,7 @@ def bytes_needed(view: ModelView, fact: Fact, first: int) -> int:
     blocks = view.num_layers - first
     if view.is_encoder_decoder:
         blocks += len(view.head_blocks)
-    tokens = row_length(view, fact) + (len(fact.target) if view.is_encoder_decoder else 0)
+    tokens = row_length(view, fact.prompt, fact.target) + (len(fact.target) if view.is_encoder_decoder else 0)
     return 4 * (tokens * blocks * (16 * width + 5 * inner) + 3 * len(fact.target) * view.vocab_size)
 
 
@@ -80,7 +81,7 @@ def grouped(view: ModelView, facts: Sequence[Fact], first: int, budget: int | No
     """Facts by number, in groups that fit ``budget`` bytes (one fact at least), those of similar length together."""
     groups: list[list[int]] = []
     longest = 0
-    for index in sorted(range(len(facts)), key=lambda i: row_length(view, facts[i])):
+    for index in sorted(range(len(facts)), key=lambda i: row_length(view, facts[i].prompt, facts[i].target)):
         longest = max(longest, bytes_needed(view, facts[index], first))
         if not groups or (budget is not None and longest * (len(groups[-1]) + 1) > budget):
             groups.append([])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kedit_methods_memory.grace.book import Book, Rules
 from kedit_methods_memory.grace.method import waves
-from kedit_methods_memory.grace.record import Record
+from kedit_methods_memory.grace.record import Record, Shared
 
 ROME, OSLO, LIMA = (7,), (8, 1), (9,)
 
@@ -241,6 +241,15 @@ def a_record(points: list[tuple[int, int, tuple[int, ...]]], eps0: float = 6.0) 
     return record
 
 
+def trained_on(record: Record) -> list[set[int]]:
+    """For each edit those whose values its own began as, and itself: by the log, one edit after another."""
+    found: list[set[int]] = []
+    for number, each in enumerate(record.log):
+        before = [i for i in range(number) if record.log[i].key == each.key]
+        found.append({number} if each.begins or not before else found[before[-1]] | {number})
+    return found
+
+
 @settings(deadline=None)
 @given(POINTS, st.data())
 def test_without_an_edit_it_is_as_if_that_had_never_been(
@@ -249,14 +258,32 @@ def test_without_an_edit_it_is_as_if_that_had_never_been(
     if len(points) < 2:
         return
     gone = data.draw(st.integers(0, len(points) - 1))
-    left = a_record(points).without([gone])
+    left, anew = a_record(points).without([gone])
     kept = [i for i in range(len(points)) if i != gone]
     fresh = a_record([points[i] for i in kept])
     assert torch.equal(left.book.keys, fresh.book.keys) and torch.equal(left.book.radii, fresh.book.radii)
     assert left.book.labels == fresh.book.labels and left.log == fresh.log and left.labels == fresh.labels
     # the value of a key is that of the last remaining edit which trained it
     assert [kept[int(number)] for number in fresh.values[:, 0]] == [int(number) for number in left.values[:, 0]]
-    assert a_record(points).without([]).book.keys.equal(a_record(points).book.keys)
+    # what is not trained anew had all that share its value in it, and those edits come before what is
+    old, new = trained_on(a_record(points)), trained_on(left)
+    assert [each.edit for each in anew] == [n for n, own in enumerate(new) if {kept[i] for i in own} - old[kept[n]]]
+    assert all(new[each.edit] == new[each.before] | {each.edit} for each in anew)
+    same, none = a_record(points).without([])
+    assert same.book.keys.equal(a_record(points).book.keys) and not none
+
+
+def test_edits_that_share_a_value_only_now_are_named() -> None:
+    """The third lay nearest to the second, which has another answer; without that it lies in the first one's ball."""
+    record = a_record([(0, 0, ROME), (6, 0, OSLO), (5, 0, ROME), (50, 0, LIMA)])
+    assert [each.case for each in record.log] == ["new", "split", "split", "new"]
+    left, anew = record.without([1])
+    assert [each.case for each in left.log] == ["new", "covered", "new"]
+    assert anew == [Shared(edit=1, before=0)]
+    # dropping one of several that shared a value all along needs nothing
+    record = a_record([(0, 0, ROME), (1, 0, ROME), (2, 0, ROME)])
+    assert [each.case for each in record.log] == ["new", "covered", "covered"]
+    assert all(not record.without([gone])[1] for gone in range(3))
 
 
 def test_waves_train_a_key_once_each() -> None:

@@ -278,6 +278,18 @@ def test_a_module_called_on_its_own_is_an_error() -> None:
         place.module(torch.zeros(1, 3, place.width))
 
 
+def test_a_codebook_put_on_between_a_prompt_and_its_answer_is_an_error() -> None:
+    """Beside another codebook, so that calls are followed already; what was asked of the prompt is not known."""
+    editor = editor_on("gpt2", "grace", layer=1)
+    editor.apply(codebook(editor))
+    model: Any = editor.model
+    with torch.no_grad():
+        cache = model(torch.tensor([editor.tokens.prompt(PROMPTS[0]).ids]), use_cache=True).past_key_values
+        editor.apply(codebook(editor, layer=2, replacement="replace_all"))
+        with pytest.raises(ScopeError, match="read the prompt again"):
+            model(torch.tensor([[5]]), past_key_values=cache, use_cache=True)
+
+
 def test_gradients_go_through_rows_that_fire_not() -> None:
     editor = editor_on("gpt2", "grace", layer=1)
     editor.apply(codebook(editor))

@@ -17,12 +17,13 @@ from memory_codebook_tools import ALICE, BOB, FACTS, FRANCE, SHORT, UNRELATED, e
 from torch import Tensor
 
 from kedit_core import Editor, EditPatch, EditRequest, LowRankDelta
-from kedit_core.errors import InputError, RequestError
+from kedit_core.errors import HyperParamsError, InputError, RequestError
 from kedit_core.patches import ModuleOperation
 from kedit_core.testing.snapshot import Snapshot
 from kedit_methods_memory.grace import suggested_radius
 from kedit_methods_memory.projections import projection
 from kedit_methods_memory.reading import read
+from kedit_methods_memory.rounding import rounding
 
 QUICK: dict[str, Any] = {"layer": 1, "n_iter": 15, "edit_lr": 0.3, "eps0": 0.5}
 
@@ -213,6 +214,57 @@ def test_dropping_the_founder_leaves_the_shared_value_to_the_other() -> None:
     assert torch.equal(codebook(left).tensors["values"][0], codebook(patch).tensors["values"][0])
 
 
+def test_facts_that_share_a_value_only_after_a_drop_are_trained_together() -> None:
+    """What is left is what editing the others alone gives, the value that both need now included."""
+    third = evolve(BOB, prompt="Bob works in the city of", target_new=FRANCE.target_new)
+    editor = editor_on("gpt2", "grace", **QUICK)
+    to_first, to_second = near(editor, third, [FRANCE.prompt, ALICE.prompt])
+    assert to_second < to_first
+    settings = {**QUICK, "eps0": 1.01 * to_first, "fast": False}
+    editor = editor_on("gpt2", "grace", **settings)
+    patch = editor.edit([FRANCE, ALICE, third], scenario="sequential", evaluate=False).patch
+    editor.restore()
+    assert cases(patch) == ["new", "split", "split"]
+    left = editor.drop(patch, "b")
+    assert cases(left) == ["new", "covered"] and len(codebook(left).tensors["values"]) == 1
+    assert not torch.equal(codebook(left).tensors["values"][0], codebook(patch).tensors["values"][2])
+    alone = editor_on("gpt2", "grace", **settings).edit([FRANCE, third], scenario="sequential", evaluate=False).patch
+    assert left.to_bytes() == alone.to_bytes()
+
+
+def test_targets_missed_by_what_is_trained_after_a_drop_are_told() -> None:
+    third = evolve(BOB, prompt="Bob works in the city of", target_new=FRANCE.target_new)
+    (to_first,) = near(editor_on("gpt2", "grace", **QUICK), third, [FRANCE.prompt])
+    editor = editor_on("gpt2", "grace", **{**QUICK, "eps0": 1.01 * to_first, "n_iter": 1, "edit_lr": 1e-6})
+    patch = editor.edit([FRANCE, ALICE, third], scenario="batch", evaluate=False).patch
+    editor.restore()
+    told: list[str] = []
+    editor.drop(patch, "b", on_warning=lambda warning: told.append(warning.code))
+    assert told == ["target_not_reached"]
+
+
+def test_radii_are_replayed_with_the_slack_of_the_model_that_was_edited() -> None:
+    """Not with that of a copy in another dtype, on which a fact is dropped."""
+    (distance,) = near(editor_on("gpt2", "grace", **QUICK), FRANCE, [ALICE.prompt])
+    settings = {**QUICK, "eps0": distance / 1.5, "n_iter": 1}
+    same = evolve(ALICE, target_new=FRANCE.target_new)
+    editor = editor_on("gpt2", "grace", **settings)
+    patch = editor.edit([FRANCE, same, BOB], scenario="batch", evaluate=False).patch
+    editor.restore()
+    assert cases(patch)[:2] == ["new", "expand"]
+    half = editor_on("gpt2", "grace", torch.bfloat16, **settings)
+    left = half.drop(patch, "c")
+    assert torch.equal(codebook(left).tensors["radii"], codebook(editor.drop(patch, "c")).tensors["radii"])
+    assert left.state.config["slack"] == rounding(editor.model) != rounding(half.model)
+
+
+def test_single_facts_are_not_taken_out_of_a_patch_that_was_joined() -> None:
+    editor = editor_on("gpt2", "grace", **{**QUICK, "n_iter": 1})
+    joined = EditPatch.join([editor.compute([FRANCE]), editor.compute([ALICE])])
+    with pytest.raises(InputError, match="joined from several"):
+        editor.drop(joined, "a")
+
+
 # ------------------------------------------------------------------ files, history
 _OTHER_PROCESS = """
 import sys, torch
@@ -370,6 +422,13 @@ def test_places_that_are_not_there_are_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         editor.edit(FACTS, evaluate=False)
     assert not calls
+
+
+def test_a_radius_that_rounding_would_lose_is_refused() -> None:
+    """Specification: GRACE, "Numerical cautions"."""
+    with pytest.raises(HyperParamsError, match="eps0"):
+        editor_on("gpt2", "grace", **{**QUICK, "eps0": 9e-5})
+    assert editor_on("gpt2", "grace", **{**QUICK, "eps0": 1e-4}).compute([FRANCE]).operations
 
 
 def test_a_prompt_too_long_for_the_model_is_refused_before_any_work() -> None:

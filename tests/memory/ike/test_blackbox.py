@@ -164,6 +164,37 @@ def test_what_does_not_pass_is_told_in_one_sentence(
     assert len(server.bodies) == len(faults)
 
 
+@pytest.mark.parametrize("code", ["400", "401"])
+def test_no_part_of_the_key_is_left_where_what_was_said_is_cut(openai: object, server: ModelServer, code: str) -> None:
+    client = endpoint(server)
+    for more in range(200, 300, 4):
+        server.faults = [f"{code} {'x' * more}"]
+        with pytest.raises(EndpointError) as caught:
+            client.generate(["Hello"], 2)
+        assert KEY[:4] not in str(caught.value)
+
+
+def test_the_key_is_not_told_with_a_lost_connection(server: ModelServer) -> None:
+    library = pytest.importorskip("openai")
+    error = library.APIConnectionError(request=None)
+    for text in (f"bad header {KEY}", "x" * 295 + KEY):
+        error.__cause__ = OSError(text)
+        told = endpoint(server)._told(error)
+        assert "cannot be reached" in told and KEY[:4] not in told
+
+
+@pytest.mark.parametrize("key", ["sk-secret\u2019abc", "sk-secret\n", "sk secret"])
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
+    key: str, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="the key holds characters") as caught:
+        endpoint(server, api_key=key)
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError, match="the key holds characters"):
+        Endpoint(base_url=server.url, model="m")
+
+
 def test_after_a_failure_what_has_not_begun_is_not_sent(openai: object, server: ModelServer) -> None:
     server.faults, server.pace = ["401"], 0.05
     with pytest.raises(EndpointError):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 from ike_tools import FACTS, editor_on, read_before
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -117,6 +118,24 @@ def test_a_sentence_encoder_from_a_folder_routes_here_and_elsewhere(tmp_path: Pa
     for fact in FACTS:
         assert read_before(other, fact.prompt) == read_before(editor, fact.prompt)
         assert f"New Fact: {fact.prompt} {fact.target_new}\nPrompt: " in read_before(other, fact.prompt)
+
+
+def test_the_newest_of_one_prompt_counts_beside_facts_of_other_lengths(tmp_path: Path) -> None:
+    """Read in one batch, a text's vector depends on how long its neighbours are."""
+    editor = editor_on("llama", method="ike_context", resources={"encoder": encoder_folder(tmp_path / "encoder")})
+    long = evolve(FACTS[1], prompt="Alice, who lives in a very old house beside the sea, works in the city of")
+    others = [evolve(each, prompt=f"{each.prompt} now", case_id="x") for each in FACTS]
+    for count in range(4):
+        editor.edit([FACTS[0], long, *others[:count]], evaluate=False)
+        editor.edit(evolve(FACTS[0], target_new="Cairo", case_id="new"), evaluate=False)
+        embeddings = editor.stack.patches[0].patch.operations[0].tensors["memory.embeddings"]
+        assert torch.equal(embeddings[0], embeddings[-1])
+        asked = [FACTS[0].prompt, long.prompt, f"{FACTS[0].prompt} said to be"]
+        together = [route.context for route in editor.stack.route(asked)]
+        assert together == [read_before(editor, prompt) for prompt in asked]
+        assert together[0] == "New Fact: The capital of France is Cairo\nPrompt: "
+        assert not any("France is Rome" in context for context in together)
+        editor.restore()
 
 
 def test_one_fact_without_a_threshold_needs_no_encoder_where_it_is_applied(tmp_path: Path) -> None:

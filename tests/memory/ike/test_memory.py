@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from kedit_core import EditPatch, EditRequest
 from kedit_core.errors import HyperParamsError, InputError, PatchFormatError, RequirementError, UnknownNameError
 from kedit_core.patches import LowRankDelta, RouterOperation
 from kedit_core.requests import Probe, dump_requests
+from kedit_factworld.plugin import edit_cases
 from kedit_methods_memory.ike import memory_of
 from kedit_methods_memory.ike.corpus import Record
-from kedit_methods_memory.ike.texts import cleaned
+from kedit_methods_memory.ike.texts import cleaned, most_tokens
 
 QUERIES = [fact.prompt for fact in FACTS] + ["Alice lives in Paris and works in", "Nobody knows"]
 
@@ -40,7 +42,7 @@ def test_the_threshold_is_a_cosine_and_counts_as_reached_when_equal() -> None:
     memory = memory_of(patch)
     from kedit_methods_memory.ngrams import NGramEncoder
 
-    score = float((NGramEncoder().encode([query]) @ memory.embeddings.T).max())
+    score = float((NGramEncoder().encode([query]) * memory.embeddings).sum(1).max())
     for tau, passes in ((score, False), (score + 1e-4, True)):
         editor = editor_on(method="ike_context", tau=tau)
         editor.edit(list(FACTS), evaluate=False)
@@ -53,6 +55,91 @@ def test_of_one_prompt_with_two_answers_the_newest_counts() -> None:
     editor.edit(evolve(FACTS[0], target_new="Oslo"), evaluate=False)
     assert read_before(editor, FACTS[0].prompt).endswith("New Fact: The capital of France is Oslo\nPrompt: ")
     assert [fact["target_new"] for fact in editor.stack.patches[0].patch.requests] == ["Rome", "Oslo"]
+
+
+def test_the_newest_counts_also_among_many_facts_and_the_old_one_comes_back() -> None:
+    """Matrix products give equal vectors unequal scores, by where they stand."""
+    editor = editor_on(method="ike_context")
+    cases = edit_cases()
+    for case in cases[:4]:
+        editor.edit(evolve(case, target_new="Rome", case_id="old"), evaluate=False)
+        editor.edit(cases[30:47], evaluate=False)
+        new = evolve(case, prompt=f" {case.prompt} ", target_new="Oslo", case_id="new")
+        editor.edit(new, evaluate=False)
+        asked = [case.prompt, *case.rephrase_prompts]
+        together = [route.context for route in editor.stack.route(asked)]
+        assert together == [read_before(editor, prompt) for prompt in asked]
+        assert not any("Rome\n" in context for context in together)
+        assert together[0].startswith(f"New Fact: {new.prompt.rstrip()} Oslo\n")
+        patch = editor.stack.patches[0].patch
+        assert len(memory_of(patch).facts) == 19 and len(memory_of(patch).live) == 18
+        editor.restore()
+        with editor.applied(editor.drop(patch, "new")):
+            assert read_before(editor, case.prompt).startswith(f"New Fact: {case.prompt} Rome\n")
+
+
+def test_a_score_is_that_of_its_query_and_fact_alone() -> None:
+    """To the last bit, whatever else is asked or known: a threshold stands between a score and the next number."""
+    generator = torch.Generator().manual_seed(0)
+    some = memory_of(editor_on(method="ike_context").edit(FACTS[0], evaluate=False).patch)
+    for width, count in ((24, 3), (384, 20), (384, 90)):
+        facts = tuple(evolve(some.facts[0], prompt=f"Fact {i}") for i in range(count))
+        vectors = torch.nn.functional.normalize(torch.randn(count, width, generator=generator))
+        queries = torch.nn.functional.normalize(vectors[:7] + 0.02 * torch.randn(7, width, generator=generator)[:count])
+        memory = evolve(some, facts=facts, embeddings=vectors)
+        for row, query in enumerate(queries):
+            score = (query * vectors[row]).sum()
+            for tau, wanted in ((score, row), (torch.nextafter(score, torch.tensor(2.0)), None)):
+                strict = evolve(memory, tau=float(tau))
+                assert strict.best(queries)[row] == wanted == strict.best(query[None])[0]
+
+
+def test_no_edited_fact_is_shown_for_what_is_edited_with_it_or_after_it() -> None:
+    """With demonstrations from among the edited facts: a call's own order does not count, the order of calls does."""
+    records, first = demonstrations(12), FACTS[0]
+
+    def contexts(*calls: Sequence[EditRequest], scenario: str = "batch") -> str:
+        editor = editor_on(k=4, demos=records)
+        for call in calls:
+            editor.edit(list(call), scenario=scenario, evaluate=False)
+        assert len(editor.stack.patches) == 1
+        return read_before(editor, first.prompt)
+
+    alone = contexts([first])
+    shown = next(each for each in records if f"New Fact: {each.prompt} " in alone)
+    fact = f"New Fact: {shown.prompt} "
+    without = contexts([first, shown])
+    assert fact not in without and without != alone
+    # one call, in any order, at once or one after another; and in the memory before
+    assert contexts([shown, first]) == without
+    assert contexts([first, shown], scenario="sequential") == contexts([shown, first], scenario="sequential") == without
+    assert contexts([shown], [first]) == without
+    # the same case in other words is no demonstration either
+    other = evolve(shown, prompt="Where they rule is")
+    assert contexts([other], [first]) == contexts([other, first]) == without
+    # what a fact is shown with was chosen when it was edited
+    assert contexts([first], [shown]) == alone
+
+
+def test_a_prompt_counts_the_bytes_of_the_form_that_tokenizers_read() -> None:
+    query = "\ufdfa" * 4  # one sign that NFKC writes with 18
+    models = pytest.importorskip("tokenizers")
+    reader = models.Tokenizer(models.models.BPE({each: i for i, each in enumerate(bytes_of_tokenizers())}, []))
+    reader.normalizer, reader.pre_tokenizer = models.normalizers.NFKC(), models.pre_tokenizers.ByteLevel(False)
+    assert len(query.encode()) < len(reader.encode(query).ids) <= most_tokens(query)
+    assert most_tokens("e\u0301") == 3 and most_tokens("plain") == 5
+    editor = editor_on("llama", window=600, answer_tokens=10)
+    memory = memory_of(editor.edit(FACTS[0], evaluate=False).patch)
+    same = "x" * len(reader.encode(query).ids)
+    assert memory.used(memory.facts[0], query) == memory.used(memory.facts[0], same)
+    assert memory.used(memory.facts[0], query) != memory.used(memory.facts[0], "x" * len(query.encode()))
+
+
+def bytes_of_tokenizers() -> list[str]:
+    """The signs that byte-level tokenizers write bytes with."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
 
 
 def test_dropping_a_fact_leaves_the_others_as_they_were_and_nothing_of_it() -> None:
@@ -170,6 +257,65 @@ def test_a_patch_that_does_not_hold_what_it_names_is_refused_when_applied() -> N
     tensors.pop("memory.tokens")
     with pytest.raises(PatchFormatError, match=r"ike\.context"):
         editor.apply(evolve(patch, operations=[RouterOperation("ike.context", 1, patch.operations[0].config, tensors)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, value) for name in ("id", "prompt", "target") for value in (None, 3, [])],
+        ("subject", 3),
+        ("case_id", []),
+        *[("tau", value) for value in ("x", True)],
+        *[("window", value) for value in ("x", 3.5, [])],
+        *[("answer_tokens", value) for value in (None, "x")],
+        *[("mode", value) for value in (None, "other", [])],
+        *[("encoder", value) for value in (None, "x", {}, {"id": 0}, {"id": None}, {"id": "a", "more": 1})],
+        *[("demonstrations", value) for value in ("x", 3)],
+        *[("records", value) for value in (None, "x")],
+        ("settings", 3),
+    ],
+)
+def test_values_of_another_type_are_refused_when_applied(name: str, value: object) -> None:
+    editor = editor_on(method="ike_context")
+    patch = editor.edit(list(FACTS), evaluate=False).patch
+    editor.restore()
+    facts = [dict(fact) for fact in patch.operations[0].config["facts"]]
+    broken = damaged(patch, facts=[{**facts[0], name: value}, *facts[1:]] if name in facts[0] else facts)
+    broken = broken if name in facts[0] else damaged(patch, **{name: value})
+    with pytest.raises(PatchFormatError, match="not made by kedit"):
+        editor.apply(broken)
+    assert not editor.stack.patches
+    with pytest.raises(PatchFormatError, match="not made by kedit"):
+        editor.drop(broken, "#1")
+
+
+def test_vectors_that_are_none_or_of_another_width_are_refused() -> None:
+    editor = editor_on(method="ike_context")
+    patch = editor.edit(list(FACTS), evaluate=False).patch
+    editor.restore()
+    (operation,) = patch.operations
+    vectors = operation.tensors["memory.embeddings"]
+
+    def made(**tensors: torch.Tensor) -> EditPatch:
+        held = {**operation.tensors, **{f"memory.{name}": each for name, each in tensors.items()}}
+        return evolve(patch, operations=[RouterOperation(operation.kind, 1, operation.config, held)])
+
+    for broken in (
+        made(embeddings=vectors[:, 0]),
+        made(embeddings=vectors.long()),
+        made(tokens=operation.tensors["memory.tokens"].float()),
+    ):
+        with pytest.raises(PatchFormatError):
+            editor.apply(broken)
+    editor.apply(made(embeddings=vectors[:, 1:].contiguous()))
+    with pytest.raises(PatchFormatError, match="its encoder makes"):
+        read_before(editor, FACTS[0].prompt)
+
+
+@pytest.mark.parametrize(("method", "told"), [("ike", True), ("ike_context", False)])
+def test_the_plan_tells_of_demonstrations_where_there_are_some(method: str, told: bool) -> None:
+    notes = editor_on(method=method).plan(list(FACTS))["notes"]
+    assert any("demonstrations before each prompt" in note for note in notes) == told
 
 
 @pytest.mark.slow

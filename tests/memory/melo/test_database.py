@@ -67,6 +67,33 @@ def test_the_same_answer_nearby_joins_and_moves_the_centre() -> None:
     assert cluster.centre.tolist() == pytest.approx([0, 1.4]) and cluster.radius == pytest.approx(1.4)
 
 
+def test_a_cluster_that_grows_holds_its_outermost_point_as_other_batches_read_it() -> None:
+    database = Database(1.0, slack=1e-3)
+    admit(database, (30, 40, ROME))
+    admit(database, (30, 41.5, ROME), block=1)
+    assert radii(database) == [1.0]
+    admit(database, (30, 42.7, ROME), block=2)
+    longest = math.hypot(30, 42.7)
+    assert radii(database) == pytest.approx([1.4 + 1e-3 * longest], abs=1e-5)
+    # where the bare distance is just within r0, the ball has to grow as well
+    database = Database(1.0, slack=1e-3)
+    admit(database, (30, 40, ROME))
+    admit(database, (30, 41.999, ROME), block=1)
+    assert radii(database) == pytest.approx([0.9995 + 1e-3 * math.hypot(30, 41.999)], abs=1e-5)
+
+
+def test_the_same_prompt_and_answer_again_renews_its_points_block() -> None:
+    database = Database(1.0)
+    admit(database, (0, 0, ROME))
+    admit(database, (0, 1.5, ROME), block=1)
+    before = database.tensors()
+    (done,) = admit(database, (0, 1.5, ROME), block=2)
+    assert (done.case, done.cluster, done.block, done.forgotten) == ("renewed", 0, 2, 0)
+    assert database.clusters[0].blocks == [0, 2]
+    after = database.tensors()
+    assert all(torch.equal(after[role], before[role]) for role in ("centres", "radii", "points"))
+
+
 def test_another_answer_nearby_leaves_each_its_half() -> None:
     database = Database(1.0)
     admit(database, (0, 0, ROME))
@@ -113,9 +140,9 @@ def test_a_conflict_can_enlarge_a_ball_that_was_made_smaller() -> None:
 def test_the_same_prompt_with_another_answer_takes_the_cluster_over() -> None:
     database = Database(1.0)
     admit(database, (3, 4, ROME))
-    assert admit(database, (3, 4, ROME), block=1)[0].case == "joined"
+    assert admit(database, (3, 4, ROME), block=1)[0].case == "renewed"
     (done,) = admit(database, (3, 4, OSLO), block=2)
-    assert (done.case, done.cluster, done.forgotten) == ("overwritten", 0, 2)
+    assert (done.case, done.cluster, done.forgotten) == ("overwritten", 0, 1)
     (cluster,) = database.clusters
     assert cluster.label == OSLO and cluster.blocks == [2] and cluster.radius == 1.0
 
@@ -157,6 +184,9 @@ def test_it_is_the_table_written_out_once_more(spots: list[tuple[int, int, tuple
             return  # too near a border for two precisions to agree
         if c < 0 or d > eps[c] + r0:
             expected, radius = "new", r0
+        elif label == labels[c] and min(math.dist(z, point) for point in members[c]) < 1e-5:
+            expected = "renewed"
+            blocks[c][min(range(len(members[c])), key=lambda i: math.dist(z, members[c][i]))] = beta
         elif label == labels[c]:
             expected = "joined"
             members[c].append(z)

@@ -22,6 +22,7 @@ from kedit_core.testing.snapshot import Snapshot
 from kedit_methods_memory.melo.kind import Blocks
 from kedit_methods_memory.projections import projection
 from kedit_methods_memory.reading import read
+from kedit_methods_memory.rounding import rounding
 
 QUICK: dict[str, Any] = {
     "scope_layer": 0,
@@ -139,6 +140,49 @@ def test_paraphrases_with_one_answer_share_a_cluster() -> None:
     assert operation(patch).tensors["point_block"].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_cluster_that_grew_answers_all_its_prompts_in_any_batch(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding rounds otherwise than reading alone, and one of the prompts lies on the edge."""
+    prompts = (FRANCE.prompt, "Alice plays the", "Bob works in the city of")
+    editor = editor_on("llama", "melo", **QUICK)
+    tools, place = editor.context().forward, projection(editor.adapter, 0, "mlp_out")
+    states = read(tools, place, [tools.boundary.prompt(text).ids for text in prompts]).outputs.float()
+    settings = {**QUICK, "num_iter": 1, "radius": 0.45 * float(torch.cdist(states, states).max())}
+    editor = editor_on("llama", "melo", **settings)
+    facts = [evolve(FRANCE, prompt=text, subject=None, case_id=text) for text in prompts]
+    patch = editor.edit(facts, scenario="sequential", evaluate=False).patch
+    assert edits(patch, "case") == ["new", "joined", "joined"]
+    assert float(operation(patch).tensors["radii"]) > 1.01 * settings["radius"]
+    assert patch.state.config["slack"] == rounding(editor.model)
+    chosen = Chosen(monkeypatch)
+    last_logits(editor, [*prompts, "The river is long and the day was long and nobody came because of the rain"], side)
+    assert chosen.rows == [0, 1, 2, -1]
+
+
+def test_the_slack_is_that_of_the_model_that_was_edited() -> None:
+    """Dropping on a copy in another dtype replays the database as it was."""
+    near = distance(editor_on("gpt2", "melo", **QUICK)) / 1.5
+    editor = editor_on("gpt2", "melo", **{**QUICK, "radius": near / 1.5})
+    same = evolve(ALICE, target_new=FRANCE.target_new)
+    patch = editor.edit([FRANCE, same, BOB], scenario="sequential", evaluate=False).patch
+    half = editor_on("gpt2", "melo", torch.bfloat16, **{**QUICK, "radius": near / 1.5})
+    left = half.drop(patch, "c")
+    assert left.state.config["slack"] == patch.state.config["slack"] == rounding(editor.model) != rounding(half.model)
+    editor.restore()
+    assert operation(left).tensors["radii"].tolist() == operation(editor.drop(patch, "c")).tensors["radii"].tolist()
+
+
+def test_an_edit_made_again_gets_its_new_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left that would still ask for the block it had."""
+    editor = editor_on("gpt2", "melo", **{**QUICK, "edits_per_block": 2})
+    again = evolve(FRANCE, case_id="again")
+    patch = editor.edit([FRANCE, ALICE, again, BOB], scenario="batch", evaluate=False).patch
+    assert edits(patch, "case") == ["new", "new", "renewed", "new"] and edits(patch, "block") == [0, 0, 1, 1]
+    chosen = Chosen(monkeypatch)
+    last_logits(editor, [fact.prompt for fact in FACTS])
+    assert chosen.rows == [1, 0, 1]
+
+
 def test_contradicting_neighbours_each_get_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     editor = editor_on("gpt2", "melo", **{**LEARNT, "radius": distance(editor_on("gpt2", "melo", **QUICK))})
     result = editor.edit(SHORT[:2], scenario="sequential", protocols=("teacher_forced",))
@@ -153,25 +197,69 @@ def test_what_is_forgotten_is_told() -> None:
     result = editor.edit([FRANCE, other], scenario="sequential", evaluate=False)
     assert edits(result.patch, "case") == ["new", "overwritten"]
     assert (result.patch.state.config["conflicts"], result.patch.state.config["forgotten"]) == (1, 1)
-    (warning,) = [each for each in result.warnings if each.code == "edits_forgotten"]
-    assert warning.number == 1.0 and "radius" in warning.remedy
+    told = {each.code: each for each in result.warnings}
+    assert told["edits_overwritten"].number == 1.0 and "one target" in told["edits_overwritten"].remedy
+    assert "edits_forgotten" not in told
+
+
+def test_what_lies_too_near_is_told_apart_from_what_is_overwritten() -> None:
+    """Two prompts with one answer, and a third near one of them that takes the ball from both."""
+    prompts = (FRANCE.prompt, "Bob works in the city of", "The capital of Norway is")
+    editor = editor_on("llama", "melo", **QUICK)
+    tools, place = editor.context().forward, projection(editor.adapter, 0, "mlp_out")
+    states = read(tools, place, [tools.boundary.prompt(text).ids for text in prompts]).outputs.float()
+    editor = editor_on("llama", "melo", **{**QUICK, "num_iter": 1, "radius": float(torch.cdist(states, states).max())})
+    facts = [evolve(FRANCE, prompt=text, subject=None, case_id=text) for text in prompts]
+    facts[2] = evolve(facts[2], target_new="Rome")
+    result = editor.edit(facts, scenario="sequential", evaluate=False)
+    assert edits(result.patch, "case") == ["new", "joined", "conflict"]
+    gone = edits(result.patch, "forgotten")[2]
+    assert gone > 0
+    told = {each.code: each for each in result.warnings}
+    assert told["edits_forgotten"].number == gone and "radius" in told["edits_forgotten"].remedy
+    assert "edits_overwritten" not in told
 
 
 # ------------------------------------------------------------------ acceptance 7: capacity
 def test_too_many_edits_are_refused_before_any_work() -> None:
     editor = editor_on("gpt2", "melo", **{**QUICK, "blocks": 2})
-    before = Snapshot(editor.model)
     calls: list[int] = []
-    handle = editor.adapter.block(0).register_forward_pre_hook(lambda *_: calls.append(1))
+    editor.adapter.block(0).register_forward_pre_hook(lambda *_: calls.append(1))
+    before = Snapshot(editor.model)
     with pytest.raises(InputError, match="3 requests need 3 blocks, and 2 of 2 are left; set blocks to 3"):
         editor.edit(FACTS, scenario="batch", evaluate=False)
-    assert not calls
-    handle.remove()
-    assert not before.differences(editor.model) and not editor.stack.patches
-    with pytest.raises(InputError, match="0 of 2 are left"):
+    with pytest.raises(InputError, match=r"3 requests need 3 blocks, and 2 of 2 are left; .* batch_size"):
         editor.edit(FACTS, scenario="sequential", evaluate=False)
+    assert not calls
+    assert not before.differences(editor.model) and not editor.stack.patches
     first = editor.edit(FACTS[:2], scenario="batch", evaluate=False).patch
     assert first.state.config["next_block"] == 2
+    calls.clear()
+    with pytest.raises(InputError, match="1 requests need 1 blocks, and 0 of 2 are left"):
+        editor.edit(BOB, scenario="sequential", evaluate=False)
+    assert not calls
+
+
+def test_what_a_sequence_needs_is_counted_round_by_round() -> None:
+    """Rounds of two in blocks of two need a block each; so do equal requests, and a sequence after another edit."""
+    settings = {**QUICK, "blocks": 3, "edits_per_block": 2, "num_iter": 1}
+    editor = editor_on("gpt2", "melo", **settings)
+    calls: list[int] = []
+    editor.adapter.block(0).register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(InputError, match="4 requests need 4 blocks"):
+        editor.edit([FRANCE, ALICE, FRANCE, FRANCE], scenario="sequential", evaluate=False)
+    with pytest.raises(InputError, match="7 requests need 4 blocks"):
+        editor.edit([FRANCE] * 7, scenario="sequential", batch_size=2, evaluate=False)
+    assert not calls
+    made = editor.edit([FRANCE] * 5, scenario="sequential", batch_size=2, evaluate=False).patch
+    assert made.state.config["next_block"] == 3
+    editor.restore()
+    editor.edit([FRANCE], scenario="sequential", evaluate=False)
+    calls.clear()
+    with pytest.raises(InputError, match="3 requests need 3 blocks, and 2 of 3 are left; set blocks to 4"):
+        editor.edit([ALICE, ALICE, FRANCE], scenario="sequential", evaluate=False)
+    assert not calls
+    editor.edit([FRANCE, FRANCE], scenario="sequential", evaluate=False)
 
 
 # ------------------------------------------------------------------ dropping
@@ -205,6 +293,13 @@ def test_dropping_brings_back_what_was_forgotten() -> None:
     left = editor.drop(patch, "again")
     alone = editor_on("gpt2", "melo", **QUICK).edit([FRANCE, ALICE], scenario="sequential", evaluate=False).patch
     assert left.to_bytes() == alone.to_bytes()
+
+
+def test_single_facts_are_not_taken_out_of_a_patch_that_was_joined() -> None:
+    editor = editor_on("gpt2", "melo", **{**QUICK, "num_iter": 1})
+    joined = EditPatch.join([editor.compute([FRANCE]), editor.compute([ALICE])])
+    with pytest.raises(InputError, match="joined from several"):
+        editor.drop(joined, "a")
 
 
 # ------------------------------------------------------------------ files, history

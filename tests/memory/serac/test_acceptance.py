@@ -23,7 +23,7 @@ from kedit_core.testing.tiny import tiny
 from kedit_methods_memory.serac.checkpoint import SeracEditor
 from kedit_methods_memory.serac.memory import Memory
 from kedit_methods_memory.serac.router import ScopeRouter
-from kedit_methods_memory.serac.training.losses import log1mexp, scope_loss
+from kedit_methods_memory.serac.training.losses import EPS, log1mexp, scope_loss
 
 FAMILIES = ("gpt2", "llama", "t5")
 
@@ -141,9 +141,14 @@ def test_7_saved_and_loaded_in_another_process_it_decides_alike(folder: Path, tm
 def test_8_the_balanced_loss() -> None:
     loss = scope_loss(torch.tensor([-0.1]), torch.tensor([-2.0]))
     assert abs(float(loss) - (0.1 + 0.1454134)) < 1e-6
-    logs = torch.tensor([-1e-6, -1e-3, -1.0, -80.0], dtype=torch.float64)
-    torch.testing.assert_close(log1mexp(logs), torch.log(-torch.expm1(logs)), atol=0.2, rtol=0)
-    assert torch.isfinite(log1mexp(torch.zeros(1))).all()
+    logs = torch.tensor([-1e-20, -1e-6, -1e-4, -1e-3, -1.0, -80.0])
+    exact = torch.log(-torch.expm1(logs.double()))
+    torch.testing.assert_close(log1mexp(logs).double(), exact, atol=2e-6, rtol=1e-7)
+    # the smallest subnormal number and 0 itself: finite, and so is the slope
+    ends = torch.tensor([-1e-45, -1.2e-38, 0.0], requires_grad=True)
+    log1mexp(ends).sum().backward()
+    assert torch.isfinite(log1mexp(ends)).all() and ends.grad is not None and torch.isfinite(ends.grad).all()
+    assert log1mexp(torch.zeros(1)).item() == pytest.approx(torch.log(torch.tensor(EPS)).item())
 
 
 def test_the_threshold_is_strict() -> None:

@@ -13,9 +13,10 @@ import torch
 from attrs import evolve
 from serac_tools import ALICE, BOB, EDITS, FRANCE, OUTSIDE, a_checkpoint, an_editor, editor_on, random_texts, read, same
 
-from kedit_core import EditRequest
+from kedit_core import Editor, EditRequest
 from kedit_core.errors import HyperParamsError, InputError, KeditError, PatchFormatError, RequirementError
 from kedit_core.patches import RouterOperation, path_digest
+from kedit_core.testing.tiny import tiny
 from kedit_methods_memory.serac.checkpoint import SeracEditor
 from kedit_methods_memory.serac.memory import KIND, Memory
 from kedit_methods_memory.serac.similarity import Metric
@@ -153,6 +154,17 @@ def test_an_edit_that_the_classifier_would_cut_is_refused(checkpoint: Path) -> N
         lambda c, t: ({**c, "threshold": "much"}, t),
         lambda c, t: (c, {}),
         lambda c, t: (c, {"embeddings": t["embeddings"].double()}),
+        lambda c, t: (c, {"embeddings": torch.cat([t["embeddings"]] * 2, dim=1)}),
+        *[
+            lambda c, t, name=name, value=value: ({**c, name: value}, t)
+            for name, value in [("threshold", True), ("keep_all", None), ("keep_all", 1)]
+        ],
+        *[lambda c, t, value=value: ({**c, "editor": value}, t) for value in (None, [], {"sha256": 3})],
+        *[
+            lambda c, t, name=name, value=value: ({**c, "memory": [{**each, name: value} for each in c["memory"]]}, t)
+            for name in ("id", "prompt", "target", "classifier_text", "context_text", "more")
+            for value in (None, 3, [])
+        ],
     ],
 )
 def test_an_operation_that_is_not_whole_is_refused(checkpoint: Path, broken: Any) -> None:
@@ -161,6 +173,21 @@ def test_an_operation_that_is_not_whole_is_refused(checkpoint: Path, broken: Any
     config, tensors = broken(dict(operation.config), dict(operation.tensors))
     with pytest.raises((PatchFormatError, InputError)):
         Memory.of(RouterOperation(kind=KIND, config=config, tensors=tensors))
+
+
+def test_vectors_of_another_width_are_no_crash(checkpoint: Path) -> None:
+    editor = editor_on("gpt2", checkpoint)
+    patch = editor.compute(EDITS)
+    (operation,) = patch.operations
+    cut = {"embeddings": operation.tensors["embeddings"][..., 1:].contiguous()}
+    editor.apply(evolve(patch, operations=[RouterOperation(kind=KIND, config=operation.config, tensors=cut)]))
+    with pytest.raises(PatchFormatError, match="its editor makes"):
+        contexts(editor, FRANCE.prompt)
+
+
+def test_a_missing_editor_is_asked_for_by_its_role() -> None:
+    with pytest.raises(RequirementError, match=r"the role 'editor'.*--with editor=PATH.*benchmark's spec"):
+        Editor(*tiny("gpt2"), "serac").edit(FRANCE, evaluate=False)
 
 
 def test_an_editor_folder_is_replaced_and_nothing_else_is(checkpoint: Path, tmp_path: Path) -> None:
@@ -245,6 +272,53 @@ def test_a_long_query_is_read_from_its_end(checkpoint: Path) -> None:
     assert len(ids) == loaded.limit
     assert ids[-3:] == alone[-3:]
     assert BOB.prompt  # the edits themselves are short
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_beside_a_long_query_the_key_is_read_whole(fast: bool) -> None:
+    made = an_editor("gpt2", cross_attend=True, labelled=True)
+    classifier = made.classifier
+    if not fast:
+        classifier.tokenizer = WithoutOffsets(classifier.tokenizer)
+    keys = [made.scope.key(edit.prompt, edit.target_new) for edit in EDITS]
+    query = "the town " * 700 + "Alice works"
+    read_as = [classifier._pair_ids(key, query) for key in keys]
+    for key, ids in zip(keys, read_as, strict=True):
+        whole = classifier.tokenizer(f"{key} [SEP] {query}", verbose=False)["input_ids"]
+        begins = classifier.tokenizer(f"{key} [SEP]")["input_ids"][:-1]
+        assert len(ids) == classifier.limit == 512
+        assert ids == begins + whole[len(whole) - 512 + len(begins) :]
+        short = classifier.tokenizer(f"{key} [SEP] Alice works")["input_ids"]
+        assert classifier._pair_ids(key, "Alice works") == short
+    shares = classifier.pair_log_similarities(keys, [query] * len(keys)).tolist()
+    assert len(set(shares)) == len(keys)
+
+
+class WithoutOffsets:
+    """A tokenizer as those written in Python are: it tells no offsets."""
+
+    is_fast = False
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: str, return_offsets_mapping: bool = False, **settings: Any) -> Any:
+        assert not return_offsets_mapping
+        return self.tokenizer(text, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+def test_an_edit_whose_own_prompt_does_not_fit_beside_its_key_is_refused(tmp_path: Path) -> None:
+    cross = a_checkpoint(tmp_path / "cross", "gpt2", cross_attend=True, labelled=True)
+    alone = a_checkpoint(tmp_path / "alone", "gpt2", labelled=True)
+    longer = evolve(FRANCE, prompt="France " * 60)
+    count = len(SeracEditor.load(cross).classifier.tokenizer(longer.prompt)["input_ids"])
+    assert 256 < count < 500
+    editor_on("gpt2", alone).edit(longer, evaluate=False)
+    with pytest.raises(InputError, match="shorten it"):
+        editor_on("gpt2", cross).edit(longer, evaluate=False)
 
 
 # ---------------------------------------------------------------- presets

@@ -112,6 +112,9 @@ def test_no_prompt_of_a_record_is_out_of_its_own_scope(own: bool, hard: float) -
     """Records of one case, and texts that two records share, are never each other's negatives."""
     requests = facts(8)
     requests[1] = evolve(requests[1], case_id="f0")
+    # two ids with one text, and one whose text is another's rewording
+    requests[3] = evolve(requests[2], target_new="Arvania", case_id="f3")
+    requests[5] = evolve(requests[5], prompt=requests[4].rephrase_prompts[0])
     hparams = settings(own_negatives=own, hard_negatives=hard)
     records = records_of(requests, hparams)
     near = Neighbours.among([r.prompt for r in records], [r.id for r in records], _spelled, 0, 5, 0.1)
@@ -130,6 +133,17 @@ def test_no_prompt_of_a_record_is_out_of_its_own_scope(own: bool, hard: float) -
             assert any(prompt in texts for texts in in_scope.values())
     assert (kinds[True] > 0) == own
     assert kinds[False] > 0
+
+
+def test_a_text_that_two_ids_share_is_out_of_the_scope_of_neither() -> None:
+    """With all pairs of a micro-batch: what another record was given is not held against the entry that says it."""
+    hparams = settings(use_all_negatives=True)
+    batch = evolve(a_batch(), loc_ids=("f5", "f6", "f7"))
+    shared = evolve(batch, loc=(*batch.loc[:2], batch.edit_inner[0][0]))
+    step = a_step(hparams=hparams)
+    assert set(step._apart(batch)) - set(step._apart(shared)) == {(2, 0)}
+    outer = evolve(batch, loc=(*batch.loc[:2], batch.edit_outer[1][0]))
+    assert (2, 1) not in step._apart(outer) and (2, 2) in step._apart(outer)
 
 
 def test_hard_negatives_follow_their_weights() -> None:
@@ -345,6 +359,9 @@ def test_the_same_training_makes_the_same_bytes_also_when_resumed(tmp_path: Path
     assert set(whole["origin"]["started_from"]) == {"classifier", "counterfactual"}
     with pytest.raises(InputError, match="differs in origin, seed"):
         train_serac(trainee(seed=4), facts(), tmp_path / "two", settings(), counterfactual=start, resume=True)
+    # validations on other records cannot be compared
+    with pytest.raises(InputError, match="differs in hparams"):
+        train_serac(trainee(seed=3), facts(), tmp_path / "two", settings(val_items=1), counterfactual=start, resume=True)
 
 
 def test_bad_input_is_refused_before_training(tmp_path: Path) -> None:
@@ -414,20 +431,20 @@ def test_scope_is_learnt_on_factworld(tmp_path: Path) -> None:
 
     cases = edit_cases()
     hparams = SeracTrainingHyperParams(
-        freeze_cntr=True, key="label_free", iterations=400, val_interval=100, accumulate=1, batch_size=16,
-        lr_classifier=1e-3, clip=1.0, hard_negatives=0.3, hard_near=0, hard_far=50,
+        freeze_cntr=True, key="label_free", iterations=250, val_interval=50, accumulate=1, batch_size=16,
+        lr_classifier=2e-3, clip=1.0, hard_negatives=0.5, hard_near=0, hard_far=50, scratch_width=64,
     )  # fmt: skip
     editor = Editor.from_pretrained("factworld:llama", "serac")
     train_serac(editor, cases[:200], tmp_path / "e", hparams, classifier="scratch", held_out=0.15)
     made = SeracEditor.load(tmp_path / "e")
     inside: list[bool] = []
     outside: list[bool] = []
-    for case in cases[200:]:
+    for case in cases[200:]:  # before training all of both are in scope
         memory = Memory.empty(made, 0.5, False).adding([case], made)
         probes = [probe.prompt for group in case.locality.values() for probe in group]
         inside += [entry is not None for entry in memory.decide(case.rephrase_prompts, made)]
         outside += [entry is not None for entry in memory.decide(probes, made)]
-    assert sum(inside) / len(inside) > 0.7
+    assert sum(inside) / len(inside) > 0.65
     assert sum(outside) / len(outside) < 0.1
 
 

@@ -22,6 +22,7 @@ from kedit_core.patches.format import State
 from kedit_core.testing.snapshot import Snapshot, weights
 from kedit_core.testing.tiny import tiny
 from kedit_methods_memory.t_patcher.neurons import Neurons
+from kedit_methods_memory.t_patcher.records import carried
 
 
 def bytes_of(neurons: Neurons) -> tuple[bytes, ...]:
@@ -112,6 +113,14 @@ def test_what_cannot_be_dropped(tmp_path: Path) -> None:
         editor.drop(private, "a")
     with pytest.raises(PatchFormatError, match="which of its"):
         editor.drop(evolve(patch, state=State({"edits": edits_of(patch)[:2]})), "a")
+    first, *others = edits_of(patch)
+    for wrong in (None, 3, [3, *others], [{}, *others], [{**first, "neurons": "1"}, *others]):
+        with pytest.raises(PatchFormatError, match="does not say what"):
+            editor.drop(evolve(patch, state=State({"edits": wrong})), "a")
+    broken = evolve(patch, state=State({**patch.state.config, "resources": []}))
+    editor.apply(broken)
+    with pytest.raises(PatchFormatError, match="resources"):
+        carried(evolve(editor.context(), previous=broken), "relu")
 
 
 def test_what_is_above_and_below_counts_as_the_model(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from kedit_core import Editor, hookimpl
 from kedit_core.contract import DatasetInfo
 from kedit_core.errors import InputError
 from kedit_core.patches import EditPatch, LowRankDelta
+from kedit_core.testing.tiny import tiny
 from kedit_methods_memory.corpus import texts_for
 from kedit_methods_memory.hparams.t_patcher import TPatcherHyperParams
 from kedit_methods_memory.t_patcher.memory import Memories, edited_before, memories_for
@@ -86,6 +87,21 @@ def test_texts_are_cut_and_chosen(tmp_path: Path) -> None:
     assert len(found.rows) == 4 and all(len(row) <= 5 for row in found.rows) and set(found.texts) <= set(TEXTS)
     assert texts_for(editor.context(), 4, 5, 7, 100).digest == found.digest
     assert texts_for(editor.context(), 4, 5, 8, 100).digest != found.digest
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+@pytest.mark.parametrize("given", [True, False])
+def test_texts_are_no_longer_than_the_model_has_positions(family: str, given: bool, tmp_path: Path) -> None:
+    name = "n_positions" if family == "gpt2" else "max_position_embeddings"
+    model, _ = tiny(family, dtype=torch.float64, **{name: 32})
+    texts = [" ".join([text] * 20) for text in TEXTS]
+    options = {"corpus": corpus_file(tmp_path, texts)} if given else {}
+    editor = editor_on(family, tmp_path, model=model, options=options, max_epochs=2, memory_size=300)
+    assert editor.adapter.max_positions == 32
+    found = texts_for(editor.context(), 12, 128, 0, 500)
+    assert max(map(len, found.rows)) == 32
+    editor.edit(ALICE, evaluate=False)
+    assert all(row.columns <= 32 for row in memories_on(editor).train.rows)
 
 
 def test_texts_about_the_subject_are_spared(tmp_path: Path) -> None:

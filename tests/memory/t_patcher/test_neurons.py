@@ -186,6 +186,10 @@ def test_what_is_no_neurons_is_refused(tmp_path: Path) -> None:
     cases: list[tuple[Any, Any, Any, type[Exception]]] = [
         (place.places, {}, good, PatchFormatError),
         (place.places, {"activation": "exp"}, good, PatchFormatError),
+        (place.places, {"activation": []}, good, PatchFormatError),
+        (("transformer.h.0.mlp.c_fc",), relu, good, BaseMismatchError),
+        (("transformer.h.0.mlp.c_proj", *place.places), relu, good, BaseMismatchError),
+        (("transformer.wte",), relu, good, BaseMismatchError),
         (place.places, {**relu, "more": 1}, good, PatchFormatError),
         (place.places, relu, {"keys": keys, "bias": bias}, PatchFormatError),
         (place.places, relu, {**good, "values": torch.zeros(3, 32)}, PatchFormatError),

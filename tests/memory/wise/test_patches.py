@@ -75,6 +75,13 @@ def test_dropping_an_edit_is_editing_the_others_only(batch_size: int, hparams: d
     assert dropped.id != patch.id and bank_of(dropped).edits == 3
 
 
+def test_single_facts_are_not_taken_out_of_a_patch_that_was_joined() -> None:
+    editor = editor_on("gpt2", n_iter=1)
+    joined = EditPatch.join([editor.compute([FRANCE]), editor.compute([ALICE])])
+    with pytest.raises(InputError, match="joined from several, each with side memories of its own"):
+        editor.drop(joined, "a")
+
+
 def test_the_command_line_drops_a_case(tmp_path: Path) -> None:
     model, tokenizer = tiny("gpt2")
     model.save_pretrained(tmp_path / "model")
@@ -209,6 +216,7 @@ def test_a_small_file() -> None:
         (evolve(FRANCE, target_new=" "), {}, RequestError, "target"),
         (evolve(FRANCE, meta={"irrelevant": 3}), {}, RequestError, "irrelevant"),
         (evolve(FRANCE, meta={"irrelevant": [" "]}), {}, RequestError, "irrelevant"),
+        (evolve(FRANCE, meta={"irrelevant": ["France", "It rains.", "The"]}), {}, RequestError, "keep one of them"),
         (evolve(FRANCE, prompt="France " * 80), {}, RequestError, "positions"),
     ],
 )

@@ -186,6 +186,22 @@ def test_right_after_an_edit_its_prompt_fires_and_the_irrelevant_text_does_not(f
     assert answers(editor, [FRANCE.prompt, str(FRANCE.meta["irrelevant"])]) == [True, False]
 
 
+@pytest.mark.parametrize(("act_ratio", "answered"), [(0.9, False), (0.8, True)])
+def test_irrelevant_texts_that_are_answered_are_told(act_ratio: float, answered: bool) -> None:
+    """One of four is near its edit: less than 0.8 of that one's own reaction, more than 0.8 of the weakest edit's."""
+    texts = ["It rained in Chad.", "Bob plays the oboe.", "Nobody came.", "The capital of Norway is"]
+    editor = editor_on("gpt2", n_iter=25, act_ratio=act_ratio, alpha=0.1, gamma=4.0)
+    requests = [evolve(FRANCE, meta={"irrelevant": texts}), BOB]
+    result = editor.edit(requests, scenario="batch", evaluate=False)
+    first, second = result.patch.state.config["edits"]
+    weakest = min(first["inside"], second["inside"])
+    assert 0.8 * weakest < first["outside"] < 0.8 * first["inside"]
+    assert answers(editor, [*texts, str(BOB.meta["irrelevant"])]) == [False] * 3 + [answered, False]
+    told = [each for each in result.warnings if each.code == "routing_not_apart"]
+    assert [each.number for each in told] == ([first["outside"] / weakest] if answered else [])
+    assert all("1 of 2 edits" in each.message and "act_ratio" in each.remedy for each in told)
+
+
 @pytest.mark.parametrize("retrieve", [True, False])
 def test_edits_in_other_shards_are_found_again(retrieve: bool) -> None:
     """Each of three edits is in a shard of its own, and answered from it (or from the merged one)."""

@@ -60,6 +60,15 @@ def test_sentences_of_the_corpus_that_do_not_name_the_subject(corpus: Path) -> N
     assert not context.warnings
 
 
+def test_what_stands_in_the_prompt_is_not_drawn(tmp_path: Path) -> None:
+    """A text in the prompt would be taken for what is to be reacted to in it."""
+    (tmp_path / "texts.txt").write_text("Norway is number 1 in the list. Peru is number 2 in the list.")
+    asked = EditRequest(prompt="Norway is number 1 in the list. The capital is", target_new="Oslo")
+    for seed in range(3):
+        ((text,),), _ = drawn([asked], tmp_path / "texts.txt", seed)
+        assert text == "Peru is number 2 in the list."
+
+
 def test_they_follow_from_the_request_and_the_seed_alone(corpus: Path) -> None:
     requests = [without_texts(each) for each in (FRANCE, ALICE, BOB)]
     all_three, _ = drawn(requests, corpus)

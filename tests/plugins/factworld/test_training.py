@@ -15,7 +15,7 @@ from kedit_core.errors import InputError
 from kedit_core.plugins import Catalogue, Host
 from kedit_core.requests import EditRequest, Probe, check_requests
 from kedit_factworld.plugin import edit_cases
-from kedit_factworld.training import OPTIONS, free_subjects, training_cases, validation_cases
+from kedit_factworld.training import OPTIONS, free_subjects, read_training_cases, training_cases
 from kedit_factworld.wordings import RELATIONS
 from kedit_factworld.world import FactKey, Statement, World, build_world
 
@@ -27,7 +27,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditRequest]:
-    return training_cases(3000, part="all")
+    return training_cases(3000)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_equal_options_give_equal_cases_and_a_longer_run_begins_with_a_shorter()
 
 
 def test_training_and_validation_share_no_subject_whatever_their_seeds() -> None:
-    train, held = training_cases(600, seed=1), validation_cases(200, seed=7)
+    train, held = training_cases(600, seed=1, part="train"), training_cases(200, seed=7, part="validation")
     assert not subjects(train) & subjects(held)
     assert len({case.subject for case in train}) == 157 and len({case.subject for case in held}) == 40
     assert {case.meta["subject_kind"] for case in held} == {"country", "city", "person", "company"}
@@ -117,7 +117,7 @@ def test_relations_left_out_are_neither_edited_nor_probed() -> None:
 
 def test_facts_that_evaluation_asks_for_can_be_left_out(world: World) -> None:
     asked = {(p.meta["subject"], p.meta["relation"]) for case in edit_cases() for p in probes(case)}
-    cases = training_cases(1500, part="all", probed=False)
+    cases = training_cases(1500, probed=False)
     used = {key(case) for case in cases} | {(p.meta["subject"], p.meta["relation"]) for c in cases for p in probes(c)}
     assert not used & asked
     subjects = set(free_subjects(world))
@@ -149,18 +149,16 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
         training_cases(**options)
 
 
-def test_the_datasets_are_registered_with_their_options(tmp_path: Path) -> None:
+def test_the_dataset_is_registered_with_its_options(tmp_path: Path) -> None:
     host = Host(Catalogue.installed())
-    options = {"count": 7, "seed": 2, "relations": "capital"}
-    assert open_requests("factworld_training", host, options=options) == training_cases(**options)
-    assert open_requests("factworld_validation", host, options=options) == validation_cases(**options)
-    trained, held = (open_requests(name, host) for name in ("factworld_training", "factworld_validation"))
-    assert (len(trained), len(held)) == (2000, 200)
-    assert not {case.case_id for case in trained} & {case.case_id for case in held}
-    for name in ("factworld_training", "factworld_validation"):
-        assert host.dataset(name).options == OPTIONS
-        with pytest.raises(InputError, match="made, not read"):
-            open_requests(f"{name}:{tmp_path}", host)
+    cases = open_requests("factworld_training", host, options={"count": 7, "seed": 2, "part": "validation"})
+    assert cases == training_cases(7, 2, "validation")
+    assert len(open_requests("factworld_training", host)) == 2000
+    assert host.dataset("factworld_training").options == OPTIONS
+    with pytest.raises(InputError, match="made, not read"):
+        open_requests(f"factworld_training:{tmp_path}", host)
+    with pytest.raises(InputError, match="made, not read"):
+        read_training_cases(tmp_path)
 
 
 def test_making_them_needs_no_torch() -> None:

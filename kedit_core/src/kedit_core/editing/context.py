@@ -116,8 +116,9 @@ class EditContext:
         """
         if role not in self.resources:
             raise RequirementError(
-                f"method {self.method.name if self.method else None!r} needs a {role}, and none was given; "
-                f"pass --with {role}=PATH or resources={{'{role}': path}}"
+                f"method {self.method.name if self.method else None!r} needs a file or folder for the role {role!r}, "
+                f"and none was given; pass --with {role}=PATH, or resources={{'{role}': path}} (to Editor, or "
+                "in a benchmark's spec)"
             )
         path = Path(self.resources[role])
         if not path.exists():

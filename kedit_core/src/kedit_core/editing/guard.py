@@ -45,7 +45,12 @@ class ModelState:
         for name, module in self._model.named_modules():
             for kind, known in self._hooks.get(name, {}).items():
                 table = getattr(module, kind)
+                # what was taken off and put on again, as the stack's own hooks are, has another key
+                moved = [hook for key, hook in known.items() if key not in table]
                 for key in [key for key in table if key not in known]:
+                    if table[key] in moved:
+                        moved.remove(table[key])
+                        continue
                     found.append(f"a hook on {name or 'the model'}")
                     del table[key]
         if torch.is_grad_enabled() != self._grad_mode:
@@ -90,5 +95,5 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def _hooks(module: nn.Module) -> dict[str, set[Any]]:
-    return {kind: set(getattr(module, kind)) for kind in HOOK_TABLES}
+def _hooks(module: nn.Module) -> dict[str, dict[int, Any]]:
+    return {kind: dict(getattr(module, kind)) for kind in HOOK_TABLES}

@@ -196,12 +196,12 @@ class PromptScope:
 
     def _infer_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._state.told:
-            self._prefill(_named(module, args, kwargs))
+            self._prefill(named_arguments(module, args, kwargs))
 
     def _infer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._state.told:
             return
-        named = _named(module, args, kwargs)
+        named = named_arguments(module, args, kwargs)
         cache = named.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0:
@@ -213,7 +213,7 @@ class PromptScope:
         """What the rows' newest keys look like, so that rows that change places are noticed at the next step."""
         if self._state.told or not self.active:
             return
-        cache = _named(module, args, kwargs).get("past_key_values")
+        cache = named_arguments(module, args, kwargs).get("past_key_values")
         cache = getattr(output, "past_key_values", None) if cache is None else cache
         self._state.trace = None if cache is None else _trace(cache, self._state.columns)
 
@@ -252,7 +252,8 @@ class PromptScope:
         state.columns += 1
 
 
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by their names, however they were given."""
     try:
         bound = inspect.signature(module.forward).bind_partial(*args)
     except TypeError:

@@ -177,7 +177,10 @@ def check_requirements(
         path = resources.get(need.role)
         if path is None:
             known = f" ({need.name})" if need.name else ""
-            raise RequirementError(f"the patch needs a {need.role}{known}; give it with --with {need.role}=PATH")
+            raise RequirementError(
+                f"the patch needs a file or folder for the role {need.role!r}{known}; give it with "
+                f"--with {need.role}=PATH"
+            )
         if not Path(path).exists():
             raise RequirementError(f"the {need.role} was given as {path}, which does not exist; check the path")
         if need.sha256 is not None and (there := digest(Path(path))) != need.sha256:

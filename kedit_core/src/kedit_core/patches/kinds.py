@@ -55,6 +55,11 @@ class ModuleKind(ABC):  # noqa: B024 - both hooks are optional
         self.operation = operation
         self.live = live
 
+    @property
+    def needs_scope(self) -> bool:
+        """Whether it reads ``live.scope``; one that does not also acts under beams and the like."""
+        return True
+
     def before(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Called before the module runs; new ``(args, kwargs)``, or None to leave them."""
         return None
@@ -117,6 +122,8 @@ def blamed(kind: str, cls: Any, what: str) -> Iterator[None]:
     except KeditError:
         raise
     except Exception as error:
+        if type(error).__module__.startswith("torch.utils.checkpoint"):
+            raise  # how torch ends a recomputation early: no fault
         raise kind_error(kind, cls, f"{what} ({type(error).__name__}: {error})") from error
 
 

@@ -148,6 +148,11 @@ class PatchStack:
         """Raise StackDisturbedError when something else changed what the stack put on the model."""
         self._slots.check(base_shown=self._suspended > 0)
         self._sites.check()
+        if self._to_follow() and not self.scope.watching:
+            raise StackDisturbedError(
+                "the hooks that tell module operations where prompts end were removed by something else; nothing was "
+                "changed, reload the model"
+            )
 
     def weights_digest(self, names: Sequence[str] | None = None) -> str:
         """SHA-256 of all parameters and buffers (or of those named) as they are now; see :func:`model_digest`.
@@ -390,9 +395,12 @@ class PatchStack:
             self._follow_calls()
             raise
 
+    def _to_follow(self) -> bool:
+        return not self._suspended and any(kind.needs_scope for entry in self._entries for kind in entry.kinds)
+
     def _follow_calls(self) -> None:
-        """Have the scope follow calls from outside exactly while a module operation acts."""
-        needed = not self._suspended and any(entry.kinds for entry in self._entries)
+        """Have the scope follow calls from outside exactly while a module operation acts that needs it."""
+        needed = self._to_follow()
         if needed and not self.scope.watching:
             self.scope.attach(self.model, self._bound_view())
         elif not needed and self.scope.watching:

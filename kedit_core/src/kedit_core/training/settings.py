@@ -45,7 +45,7 @@ class TrainingHyperParams(HyperParams):
     """
 
     TIMING: ClassVar[tuple[str, ...]] = (
-        "iterations", "val_interval", "val_items", "patience", "save_interval", "log_interval",
+        "iterations", "val_interval", "patience", "save_interval", "log_interval",
     )  # fmt: skip
     """What may be changed when a training is resumed."""
 

@@ -65,6 +65,11 @@ class Endpoint:
         url = urlsplit(self.base_url)
         if url.scheme not in ("http", "https") or not url.netloc:
             raise InputError(f"{self.address!r} is no URL of an endpoint; write for example http://127.0.0.1:8000/v1")
+        if self.api_key and not all("!" <= character <= "~" for character in self.api_key):
+            raise InputError(
+                "the key holds characters that no key has (white space, or others than ASCII); copy it anew, into "
+                f"{_KEY} or where it was given"
+            )
         if self.api not in APIS:
             raise InputError(f"there is no API {self.api!r}; it is {' or '.join(APIS)}")
         if self.system is not None and self.api != "chat":
@@ -154,10 +159,10 @@ class Endpoint:
                 f"{self._named} gave no answer within {self.timeout:g} s in {tries}; raise the timeout, or look there"
             )
         if isinstance(error, library.APIConnectionError):
-            cause = _short(str(error.__cause__ or error))
+            cause = self._shown(str(error.__cause__ or error))
             return f"{self._named} cannot be reached ({cause}); check the URL, and whether the server runs"
         status = getattr(error, "status_code", None)
-        said = self._without_key(_short(_said(error)))
+        said = self._shown(_said(error))
         if isinstance(error, library.APIResponseValidationError) or status is None:
             return (
                 f"{self._named} sent something that is no answer ({type(error).__name__}: {said}); check that the URL "
@@ -171,8 +176,9 @@ class Endpoint:
             return f"{self._named} failed {tries} ({status}: {said}); try later, or with less concurrency"
         return f"{self._named} refused the request ({status}: {said}); shorten the prompt, or change what is asked"
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self.api_key, "***") if self.api_key else text
+    def _shown(self, text: str) -> str:
+        """What may be told of a text: cut only when the key is out, so that no part of it is left."""
+        return _short(text.replace(self.api_key, "***") if self.api_key else text)
 
 
 def _text_of(answer: Any, api: Api) -> str:

@@ -12,11 +12,12 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from kedit_core.errors import PatchFormatError
+from kedit_core.errors import PatchFormatError, ScopeError
 from kedit_core.patches import LiveContext, ModuleOperation
 from kedit_core.patches.weights import exact_maths
 from kedit_methods_memory.beneath import Quietable
 from kedit_methods_memory.nearest import nearest, squares
+from kedit_methods_memory.projections import check_widths
 
 _NONE, _PENDING = -1, -2  # no key fires; the query's token has not been read yet
 
@@ -49,7 +50,9 @@ class Codebook(Quietable):
             or config.get("token") not in ("last_prompt", "first_target")
         ):
             raise PatchFormatError(f"a grace.codebook has one place, a replacement and a token, not {dict(config)}")
-        _check(operation.tensors)
+        check_codebook(operation.tensors)
+        keys, values = operation.tensors["keys"], operation.tensors["values"]
+        check_widths("grace.codebook", self._place, live.modules[self._place], keys.shape[1], values.shape[1])
         self.to_device({self._place: live.device(self._place)})
 
     def to_device(self, devices: Mapping[str, torch.device]) -> None:
@@ -94,10 +97,13 @@ class Codebook(Quietable):
         return self._write(chosen, at, columns)
 
     def _decode(self, value: Tensor) -> _Cells | None:
-        chosen: Tensor = self.live.scope.get((self, "chosen")).to(value.device)
-        start = torch.zeros_like(chosen)
+        start = torch.zeros(len(value), dtype=torch.int64, device=value.device)
         if self._requery:
             return self._write(self._lookup(value[:, 0]), start, value.shape[1])
+        kept: Tensor | None = self.live.scope.get((self, "chosen"))
+        if kept is None:
+            raise ScopeError("a codebook was put on between a prompt and its answer; read the prompt again")
+        chosen = kept.to(value.device)
         if self._late and bool((pending := chosen == _PENDING).any()):
             found = torch.where(pending, self._lookup(value[:, 0]), chosen)
             self._keep(found)
@@ -131,7 +137,7 @@ class _Cells:
     values: Tensor
 
 
-def _check(tensors: Mapping[str, Tensor]) -> None:
+def check_codebook(tensors: Mapping[str, Tensor]) -> None:
     """PatchFormatError unless keys, values and radii fit together."""
     shapes = {role: list(tensor.shape) for role, tensor in tensors.items()}
     fits = set(tensors) == {"keys", "values", "radii"} and all(t.is_floating_point() for t in tensors.values())

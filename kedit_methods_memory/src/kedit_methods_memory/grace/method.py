@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
+from kedit_core.editing.checks import warn_missed
 from kedit_core.forward import ForwardTools
 from kedit_core.patches import EditPatch
 from kedit_core.requests import EditRequest
@@ -26,7 +27,6 @@ from kedit_methods_memory.grace.book import Admission, Label, Rules
 from kedit_methods_memory.grace.record import Record
 from kedit_methods_memory.grace.training import train
 from kedit_methods_memory.hparams.grace import GraceHyperParams
-from kedit_methods_memory.missed import warn_missed
 from kedit_methods_memory.projections import Projection, projection
 from kedit_methods_memory.questions import bytes_needed
 from kedit_methods_memory.reading import read
@@ -59,24 +59,32 @@ class Grace:
         """The codebook so far with these requests in it, one after another."""
         place = projection(context.adapter, hparams.layer, hparams.part)
         facts = fitting(context, requests)
-        rules = _rules(context, hparams)
         previous = context.previous
         with beneath(context) as forward:
-            before = Record.empty(rules, place.width, place.out)
+            before = Record.empty(Rules.of(hparams, rounding(context.model)), place.width, place.out)
             if previous is not None:
-                before = Record.of(previous, rules)
+                before = Record.of(previous, hparams)
             record = _taken_in(context, forward, place, facts, hparams, before)
         return _patch(context, record, place, (*requests_of(previous), *requests), hparams)
 
     @hookimpl
     def drop_request(self, context: EditContext, patch: EditPatch, request_id: str) -> EditPatch:
-        """The codebook without that request: the others' structural steps are replayed, nothing is trained."""
+        """The codebook without that request: the others' structural steps are replayed.
+
+        Only where edits share a value that they did not share before, it is trained on the later of them again.
+        """
         hparams = cast(GraceHyperParams, context.hparams)
         place = projection(context.adapter, hparams.layer, hparams.part)
         requests = requests_of(patch)
         gone = [i for i, request in enumerate(requests) if request.id == request_id]
-        record = Record.of(patch, _rules(context, hparams)).without(gone)
-        made = _patch(context, record, place, [each for each in requests if each.id != request_id], hparams)
+        record, anew = Record.of(patch, hparams).without(gone)
+        left = [each for each in requests if each.id != request_id]
+        for each in anew:
+            facts = fitting(context, [left[each.edit]])
+            start = record.after[each.before].unsqueeze(0)
+            record.after[each.edit] = _trained(context, context.forward, place, facts, start, hparams)[0]
+        record.settle()
+        made = _patch(context, record, place, left, hparams)
         return evolve(made, parents=patch.parents)
 
     @hookimpl
@@ -112,10 +120,6 @@ class Grace:
         }
 
 
-def _rules(context: EditContext, hparams: GraceHyperParams) -> Rules:
-    return Rules.of(hparams, rounding(context.model))
-
-
 def _taken_in(
     context: EditContext,
     forward: ForwardTools,
@@ -131,21 +135,25 @@ def _taken_in(
     first = len(before.log)
     for wave in waves(done):
         start = torch.stack([_start(context, record, facts[i], done[i], readings.outputs[i], hparams) for i in wave])
-        found = train(
-            forward,
-            place,
-            [facts[i] for i in wave],
-            start,
-            hparams,
-            memory_budget=context.memory_budget,
-            show=context.progress,
-        )
-        values = found.values.cpu().float()
+        values = _trained(context, forward, place, [facts[i] for i in wave], start, hparams)
         for row, i in enumerate(wave):
             record.values[done[i].key] = values[row]
             record.after[first + i] = values[row]
-        warn_missed(context, found.losses, "raise n_iter or edit_lr, or choose another layer")
     return record
+
+
+def _trained(
+    context: EditContext,
+    forward: ForwardTools,
+    place: Projection,
+    facts: Sequence[Fact],
+    start: Tensor,
+    hparams: GraceHyperParams,
+) -> Tensor:
+    """The values ``[facts, out]`` float32 on the CPU; warns of targets that they do not reach."""
+    found = train(forward, place, facts, start, hparams, memory_budget=context.memory_budget, show=context.progress)
+    warn_missed(context, found.losses, "raise n_iter or edit_lr, or choose another layer")
+    return found.values.cpu().float()
 
 
 def waves(done: Sequence[Admission]) -> list[list[int]]:

@@ -27,6 +27,7 @@ _LAYER_SHARE: Mapping[str, float] = MappingProxyType(
     }
 )
 _USUAL_SHARE = 27 / 32
+_LEAST_RADIUS = 1e-4  # the same prompt in another batch lies about as far away
 
 
 @frozen(kw_only=True)
@@ -37,7 +38,7 @@ class GraceHyperParams(HyperParams):
         layer: block whose projection gets the codebook (an encoder-decoder's encoder).
         part: which of its projections: the MLP's last (``mlp_out``), the MLP's first (``mlp_in``, where it is one
             module), or the attention's output projection.
-        eps0: radius of a new key, in units of the projection's input.
+        eps0: radius of a new key, in units of the projection's input; at least 1e-4.
         edit_lr: Adam's rate for the values.
         n_iter: steps of each value.
         replacement: where a value stands for the projection's output: at the prompt's last token, at all tokens before
@@ -56,7 +57,7 @@ class GraceHyperParams(HyperParams):
 
     layer: int = field(validator=validators.ge(0))
     part: Part = field(default="mlp_out", validator=validators.in_(get_args(Part)))
-    eps0: float = field(default=1.0, validator=validators.gt(0))
+    eps0: float = field(default=1.0, validator=validators.ge(_LEAST_RADIUS))
     edit_lr: float = field(default=1.0, validator=validators.gt(0))
     n_iter: int = field(default=100, validator=validators.ge(1))
     replacement: Replacement = field(default="replace_last", validator=validators.in_(get_args(Replacement)))

@@ -46,8 +46,8 @@ class IkeHyperParams(IkeContextHyperParams):
 
     Attributes:
         mode: ``ike`` as published; ``easyedit``: the nearest demonstrations of whatever type, nearest first, without
-            the fact's own copy (take k=16 for its numbers); ``ice``: the fact alone; ``format``: demonstrations without
-            the fact, which shows what the format alone changes.
+            the fact's own copy (EasyEdit shows 16: set k=16 with it); ``ice``: the fact alone; ``format``:
+            demonstrations without the fact, which shows what the format alone changes.
         k: demonstrations, at most; fewer where the window does not hold them.
         ratio: of copy : update : retain among them.
         neighbours: sub-keys of locality that retaining is shown on; all of a record's when it has none of these.

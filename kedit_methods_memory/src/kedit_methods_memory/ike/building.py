@@ -10,15 +10,13 @@ from attrs import evolve, frozen
 from kedit_core.errors import InputError
 from kedit_core.forward import TokenBoundary
 from kedit_core.requests import EditRequest
-from kedit_methods_memory.encoders import Encoder
+from kedit_methods_memory.encoders import Encoder, each_alone
 from kedit_methods_memory.hparams.ike import IkeHyperParams
 from kedit_methods_memory.ike import texts
 from kedit_methods_memory.ike.corpus import Corpus, recorded
 from kedit_methods_memory.ike.counting import piece_tokens
 from kedit_methods_memory.ike.memory import Fact, Memory
 from kedit_methods_memory.ike.retrieval import Drawn, Index, drawn_for, ranked_items
-
-_ID_BITS = 64
 
 
 @frozen(eq=False, kw_only=True)
@@ -30,7 +28,7 @@ class Building:
         encoder: makes vectors of prompts and demonstrations.
         corpus: demonstration records; None in the mode ``ice``.
         index: vectors of the corpus; None without one.
-        boundary: the base's tokenizer; None (an endpoint's is not known) counts a token for each UTF-8 byte.
+        boundary: the base's tokenizer; None (an endpoint's is not known) counts the most tokens a text may have.
         window: tokens that a prompt with its context may have; None for no limit.
         seed: of the edit.
         edited: requests that are no demonstrations.
@@ -58,8 +56,9 @@ class Building:
             )
         allowed = self._allowed(() if before is None else before.facts, requests)
         facts = [self._fact(request, allowed) for request in requests]
-        embeddings = self.encoder.encode([request.prompt for request in requests])
+        embeddings = each_alone(self.encoder, [request.prompt for request in requests])
         if before is not None:
+            before.check_width(embeddings)
             facts = [*before.facts, *facts]
             embeddings = torch.cat([before.embeddings, embeddings])
         made = Memory(
@@ -82,8 +81,9 @@ class Building:
         """Records that are no edited facts and have all that the types need."""
         if self.corpus is None or not self.corpus.records:
             return []
-        prompts = [EditRequest(prompt=fact.prompt, target_new=fact.target) for fact in old]
-        free = self.corpus.without([*self.edited, *requests, *prompts])
+        # all of this call, whatever their order, and all before; what comes later cannot be known
+        before = [EditRequest(prompt=fact.prompt, target_new=fact.target, case_id=fact.case_id) for fact in old]
+        free = self.corpus.without([*self.edited, *requests, *before])
         if self.hparams.mode == "easyedit":
             usable = free
         else:
@@ -112,6 +112,7 @@ class Building:
             prompt=request.prompt,
             target=request.target_new,
             subject=request.subject,
+            case_id=request.case_id,
             drawn=tuple(drawn),
             drawn_tokens=tuple(drawn_tokens),
             head_tokens=head_tokens,
@@ -126,7 +127,7 @@ class Building:
         own = (request.prompt, request.target_new)
         if self.hparams.mode == "easyedit":
             return ranked_items(self.index, own, self.encoder, allowed)[: self.hparams.k]
-        # of the fact alone, so that no other fact, nor any order, changes what is drawn
+        # of the fact alone: other facts change what is drawn only by not being allowed
         seed = self.seed ^ int(request.id, 16)
         return drawn_for(self.index, self.corpus, self.encoder, own, allowed, self.hparams.k, self.hparams.ratio, seed)
 
@@ -135,7 +136,7 @@ class Building:
         ordered = list(shown) if self.hparams.mode == "easyedit" else list(shown)[::-1]
         pieces = [*ordered, copy, head]
         if self.boundary is None:
-            counts = [len(piece.encode()) for piece in pieces]
+            counts = [texts.most_tokens(piece) for piece in pieces]
         else:
             # special tokens stand at the beginning, whatever is left out after them
             counts = piece_tokens(self.boundary, [*pieces, prompt])[:-1]

@@ -180,6 +180,14 @@ class RecordedRecords:
     def only(self, drawn: Iterable[tuple[int, int, int]]) -> dict[str, Any]:
         """The JSON of these alone, as :func:`recorded` would have written it; ``drawn`` are (number, type, variant)."""
         kept = set(drawn)
+        try:
+            return self._only(kept)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PatchFormatError(
+                f"the patch's demonstrations cannot be read ({error!r}); it was not made by kedit"
+            ) from error
+
+    def _only(self, kept: Collection[tuple[int, int, int]]) -> dict[str, Any]:
         numbers = {number for number, _, _ in kept}
         return {
             key: {

@@ -8,7 +8,7 @@ from kedit_core.errors import PatchFormatError
 from kedit_core.patches import LiveContext, Route, RouterKind, RouterOperation
 from kedit_core.requests import load_requests
 from kedit_methods_memory import encoders
-from kedit_methods_memory.encoders import RecordedEncoder
+from kedit_methods_memory.encoders import RecordedEncoder, each_alone
 from kedit_methods_memory.ike import corpus
 from kedit_methods_memory.ike.memory import Demonstrations, Memory
 
@@ -46,7 +46,7 @@ class FactContext(RouterKind):
         if self._encoder is None:
             return [0] * len(prompts)
         distinct = list(dict.fromkeys(prompts))
-        found = dict(zip(distinct, self.memory.best(self._encoder.encode(distinct)), strict=True))
+        found = dict(zip(distinct, self.memory.best(each_alone(self._encoder, distinct)), strict=True))
         return [found[prompt] for prompt in prompts]
 
     def _context(self, index: int, prompt: str) -> str:

@@ -7,7 +7,9 @@ alone: no model, tokenizer or clock is asked, so it is the same text in every pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from functools import cached_property
+from types import NoneType
+from typing import Any, Protocol, cast
 
 import torch
 from attrs import evolve, field, frozen
@@ -15,8 +17,11 @@ from torch import Tensor
 
 from kedit_core.errors import PatchFormatError
 from kedit_core.patches import RouterOperation
+from kedit_methods_memory.encoders import Identity
+from kedit_methods_memory.fields import mapping, typed
 from kedit_methods_memory.ike import texts
 from kedit_methods_memory.ike.retrieval import Drawn
+from kedit_methods_memory.nearest import nearest
 
 KIND = "ike.context"
 VERSION = 1
@@ -38,6 +43,7 @@ class Fact:
     Attributes:
         id: of its request.
         prompt, target: the fact; ``subject`` is for people.
+        case_id: of its request; a demonstration of the same case is none for other facts.
         drawn: its demonstrations, nearest first.
         drawn_tokens: tokens of each of them.
         head_tokens: of what the query block has before the query, special tokens included.
@@ -48,6 +54,7 @@ class Fact:
     prompt: str
     target: str
     subject: str | None = None
+    case_id: str | None = None
     drawn: tuple[Drawn, ...] = ()
     drawn_tokens: tuple[int, ...] = ()
     head_tokens: int = 0
@@ -92,23 +99,46 @@ class Memory:
         """Most demonstrations that a fact has."""
         return max((len(fact.drawn) for fact in self.facts), default=0)
 
+    @cached_property
+    def live(self) -> list[int]:
+        """Indices of the facts that count: of one prompt the last. Earlier ones are here for when it is dropped."""
+        return sorted({fact.prompt.strip(): index for index, fact in enumerate(self.facts)}.values())
+
+    @cached_property
+    def _newest_first(self) -> tuple[Tensor, Tensor]:
+        """Indices of the facts that count, and their vectors."""
+        order = torch.tensor(self.live[::-1], dtype=torch.int64)
+        return order, self.embeddings[order]
+
     def best(self, queries: Tensor) -> list[int | None]:
-        """The fact of each query ``[queries, width]``, or None below the threshold; of equally near ones the newest."""
-        scores = queries @ self.embeddings.T
-        newest = (len(self.facts) - 1) - scores.flip(1).argmax(dim=1)
-        top = scores.gather(1, newest.unsqueeze(1))[:, 0]
-        chosen = zip(newest.tolist(), top.tolist(), strict=True)
-        return [index if self.tau is None or score >= self.tau else None for index, score in chosen]
+        """The fact of each query ``[queries, width]``, or None below the threshold; of equally near ones the newest.
+
+        A score is of its query and fact alone: no other row changes a bit of it, as it would in a matrix product.
+        """
+        self.check_width(queries)
+        order, keys = self._newest_first
+        index = order[nearest(queries, keys).index]
+        scores = (queries * self.embeddings[index]).sum(dim=1)
+        chosen = zip(index.tolist(), scores.tolist(), strict=True)
+        return [found if self.tau is None or score >= self.tau else None for found, score in chosen]
+
+    def check_width(self, vectors: Tensor) -> None:
+        """Raise PatchFormatError for vectors that cannot be compared with the facts'."""
+        if vectors.shape[1] != self.embeddings.shape[1]:
+            raise PatchFormatError(
+                f"the patch has vectors of {self.embeddings.shape[1]} numbers, and its encoder makes "
+                f"{vectors.shape[1]}; it was not made with this encoder"
+            )
 
     def used(self, fact: Fact, query: str) -> tuple[int, bool]:
         """How many demonstrations stand before a query, and whether the fact's own copy does.
 
         The least similar ones are left out first, the copy last, until the window holds what remains, the query and
-        the answer. A query counts as one token for each of its UTF-8 bytes, which no tokenizer goes beyond.
+        the answer. How many tokens a query counts as, :func:`kedit_methods_memory.ike.texts.most_tokens` says.
         """
         if self.window is None:
             return len(fact.drawn), bool(fact.copy_tokens)
-        room = self.window - self.answer_tokens - fact.head_tokens - len(query.encode()) - _SLACK
+        room = self.window - self.answer_tokens - fact.head_tokens - texts.most_tokens(query) - _SLACK
         copy = 0 < fact.copy_tokens <= room
         if fact.copy_tokens and not copy:
             return 0, False
@@ -156,7 +186,13 @@ class Memory:
             "template_version": texts.TEMPLATE_VERSION,
             "mode": self.mode,
             "facts": [
-                {"id": fact.id, "prompt": fact.prompt, "subject": fact.subject, "target": fact.target}
+                {
+                    "id": fact.id,
+                    "case_id": fact.case_id,
+                    "prompt": fact.prompt,
+                    "subject": fact.subject,
+                    "target": fact.target,
+                }
                 for fact in self.facts
             ],
             "tau": self.tau,
@@ -185,19 +221,42 @@ class Memory:
                     f"the patch has context texts of version {config['template_version']}, and this kedit writes "
                     f"version {texts.TEMPLATE_VERSION}; update kedit-methods-memory"
                 )
+            Identity.read(config["encoder"])
             return cls(
-                facts=_facts(config["facts"], tensors),
-                embeddings=tensors["memory.embeddings"].float(),
-                **{key: config[key] for key in _FIELDS},
+                facts=_facts(typed(config, "facts", list, tuple), tensors),
+                embeddings=_vectors(tensors["memory.embeddings"]),
+                mode=_mode(config["mode"]),
+                tau=typed(config, "tau", int, float, NoneType),
+                window=typed(config, "window", int, NoneType),
+                answer_tokens=typed(config, "answer_tokens", int),
+                demonstrations=_source(config["demonstrations"]),
+                **{key: mapping(config[key], key) for key in ("encoder", "settings", "records")},
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise PatchFormatError(
                 f"the patch's {KIND} operation cannot be read ({type(error).__name__}: {error}); it was not made "
                 "by kedit"
             ) from error
 
 
-_FIELDS = ("mode", "tau", "window", "answer_tokens", "encoder", "demonstrations", "settings", "records")
+def _mode(value: Any) -> str:
+    if value not in ("ike", "easyedit", "ice", "format"):
+        raise ValueError(f"mode is {value!r:.60}")
+    return str(value)
+
+
+def _source(value: Any) -> Mapping[str, Any] | None:
+    if value is not None and mapping(value, "demonstrations").get("stored") == "by_hash":
+        typed(value, "clean_paraphrases", bool)
+        if not all(isinstance(part, str) for part in typed(value, "neighbours", list, tuple)):
+            raise TypeError("neighbours are no texts")
+    return cast("Mapping[str, Any] | None", value)
+
+
+def _vectors(found: Tensor) -> Tensor:
+    if found.dim() != 2 or not found.is_floating_point():
+        raise ValueError(f"embeddings {list(found.shape)} of {found.dtype}")
+    return found.float()
 
 
 def context_of(mode: str, fact: Fact, drawn: Sequence[Drawn], copy: bool, demonstrations: Demonstrations) -> str:
@@ -211,6 +270,8 @@ def context_of(mode: str, fact: Fact, drawn: Sequence[Drawn], copy: bool, demons
 
 
 def _facts(listed: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> tuple[Fact, ...]:
+    if wrong := [name for name, each in tensors.items() if name != "memory.embeddings" and each.is_floating_point()]:
+        raise TypeError(f"{wrong[0]} has no whole numbers")
     counts = tensors["memory.tokens"].tolist()
     if not len(listed) == len(counts) == len(tensors["memory.embeddings"]):
         raise ValueError(f"{len(listed)} facts with {len(counts)} rows of numbers")
@@ -224,10 +285,11 @@ def _facts(listed: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -
         drawn = [Drawn(*each) for each in zip(ids[row], kinds[row], variants[row], strict=True) if each[0] != _NONE]
         facts.append(
             Fact(
-                id=one["id"],
-                prompt=one["prompt"],
-                target=one["target"],
-                subject=one["subject"],
+                id=typed(one, "id", str),
+                prompt=typed(one, "prompt", str),
+                target=typed(one, "target", str),
+                subject=typed(one, "subject", str, NoneType),
+                case_id=typed(one, "case_id", str, NoneType),
                 drawn=tuple(drawn),
                 drawn_tokens=tuple(tokens[row][: len(drawn)]),
                 head_tokens=head,

@@ -81,7 +81,11 @@ class Ike:
             "memory_bytes": 4 * width * len(texts),
             "patch_bytes": len(requests) * (4 * width + shown * (15 + of_text)),
             "notes": [
-                f"up to {shown} demonstrations before each prompt, as far as the window holds them",
+                *(
+                    [f"up to {shown} demonstrations before each prompt, as far as the window holds them"]
+                    if shown
+                    else []
+                ),
                 "no weight changes: Editor.generate and kedit's evaluation see this edit, a bare call of the model "
                 "does not",
             ],

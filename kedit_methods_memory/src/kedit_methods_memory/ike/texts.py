@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 TEMPLATE_VERSION = 1
 COPY, UPDATE, RETAIN = 0, 1, 2
 """Types of demonstrations: copy the fact, apply it to another wording, leave another answer as it is."""
+
+
+def most_tokens(text: str) -> int:
+    """The most tokens that a text is taken to have: the UTF-8 bytes of it, or of its NFKC form where these are more.
+
+    Tokenizers that go down to bytes at most stay within it, also those that put text in the form NFKC first (T5's);
+    one sign may be 11 times as long then.
+    """
+    return max(len(text.encode()), len(unicodedata.normalize("NFKC", text).encode()))
 
 
 def joined(prompt: str, answer: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kedit_methods_memory.nearest import nearest
 
-Case: TypeAlias = Literal["new", "joined", "conflict", "overwritten"]
+Case: TypeAlias = Literal["new", "joined", "renewed", "conflict", "overwritten"]
 Label: TypeAlias = tuple[int, ...]
 
 NONE = -1  # of a point that stands for no block
@@ -41,7 +41,8 @@ class Admission:
     """What one edit did to the database.
 
     Attributes:
-        case: ``new`` cluster, ``joined`` one with its answer, ``conflict`` with another answer, or ``overwritten``.
+        case: ``new`` cluster, ``joined`` one with its answer, ``renewed`` the block of a point that was there already,
+            ``conflict`` with another answer, or ``overwritten``.
         cluster: the one that answers for the edit.
         block: the one it was trained in.
         near: the nearest cluster before the batch, -1 when there was none.
@@ -63,10 +64,13 @@ class Database:
     Args:
         radius: of a new cluster, r0.
         clusters: those there are already.
+        slack: share of a point's length by which a cluster that grows goes beyond its outermost point: what the query
+            of the same prompt in another batch may be off by.
     """
 
-    def __init__(self, radius: float, clusters: Sequence[Cluster] = ()) -> None:
+    def __init__(self, radius: float, clusters: Sequence[Cluster] = (), slack: float = 0.0) -> None:
         self.radius = radius
+        self.slack = slack
         self.clusters = list(clusters)
 
     def admit(self, queries: Tensor, labels: Sequence[Label], block: int) -> tuple[Admission, ...]:
@@ -97,14 +101,24 @@ class Database:
         if distance > cluster.radius + self.radius:
             return Admission("new", self._open(query, self.radius, label, block), block, near, distance)
         if same:
+            gaps = _distances(cluster.points, query)
+            if float(gaps.min()) <= _SAME_POINT * (1 + float(query.norm())):
+                # of two points in one place the first would be asked, and the block trained last never act
+                cluster.blocks[int(gaps.argmin())] = block
+                return Admission("renewed", near, block, near, distance)
             cluster.points = torch.cat([cluster.points, query.unsqueeze(0)])
             cluster.blocks.append(block)
             cluster.centre = cluster.points.mean(dim=0)
-            cluster.radius = max(self.radius, float(_distances(cluster.points, cluster.centre).max()))
+            cluster.radius = max(self.radius, self._reach(cluster))
             return Admission("joined", near, block, near, distance)
         half = max(distance / 2 - _GAP, _LEAST)
         mine = self._open(query, half, label, block)
         return Admission("conflict", mine, block, near, distance, _shrink(cluster, half))
+
+    def _reach(self, cluster: Cluster) -> float:
+        """The radius that holds all points of a cluster, whatever batch they are read in."""
+        reach = _distances(cluster.points, cluster.centre).max() + self.slack * cluster.points.norm(dim=1).max()
+        return float(torch.nextafter(reach, torch.tensor(torch.inf)))
 
     def _open(self, query: Tensor, radius: float, label: Label, block: int) -> int:
         self.clusters.append(Cluster(query.clone(), _single(radius), label, query.unsqueeze(0).clone(), [block]))
@@ -123,7 +137,7 @@ class Database:
         }
 
     @classmethod
-    def of(cls, radius: float, tensors: dict[str, Tensor], labels: Sequence[Label]) -> Database:
+    def of(cls, radius: float, tensors: dict[str, Tensor], labels: Sequence[Label], slack: float = 0.0) -> Database:
         """The database again."""
         clusters = []
         for i, label in enumerate(labels):
@@ -137,7 +151,7 @@ class Database:
                     tensors["point_block"][mine].tolist(),
                 )
             )
-        return cls(radius, clusters)
+        return cls(radius, clusters, slack)
 
 
 def _shrink(cluster: Cluster, radius: float) -> int:

@@ -17,6 +17,7 @@ from kedit_core.patches.weights import exact_dtype, exact_maths
 from kedit_methods_memory.beneath import Quietable
 from kedit_methods_memory.melo.database import NONE
 from kedit_methods_memory.nearest import nearest, nearest_among, squares
+from kedit_methods_memory.projections import check_widths
 
 _DATABASE = {"centres", "radii", "points", "point_block", "point_cluster"}
 
@@ -38,7 +39,12 @@ class Blocks(Quietable):
     def __init__(self, operation: ModuleOperation, live: LiveContext) -> None:
         super().__init__(operation, live)
         self._scope, *self._targets = operation.places
-        _check(operation)
+        check_blocks(operation)
+        tensors, modules = operation.tensors, live.modules
+        check_widths("melo.blocks", self._scope, modules[self._scope], out=tensors["centres"].shape[1])
+        for i, place in enumerate(self._targets):
+            a, b = tensors[f"a.{i}"], tensors[f"b.{i}"]
+            check_widths("melo.blocks", place, modules[place], a.shape[1], b.shape[2])
         self._factor = float(operation.config["factor"])
         self.to_device({place: live.device(place) for place in operation.places})
 
@@ -106,7 +112,7 @@ def _members(clusters: Tensor, count: int) -> Tensor:
     return torch.where(column < sizes.unsqueeze(1), order[at.clamp(max=len(order) - 1)], -1)
 
 
-def _check(operation: ModuleOperation) -> None:
+def check_blocks(operation: ModuleOperation) -> None:
     """PatchFormatError unless database and adapters fit together."""
     tensors, count = operation.tensors, len(operation.places) - 1
     shapes = {role: list(tensor.shape) for role, tensor in tensors.items()}
@@ -120,6 +126,7 @@ def _check(operation: ModuleOperation) -> None:
             and len(centres) > 0
             and centres.shape[1] == points.shape[1]
             and tensors["radii"].shape == (len(centres),)
+            and all(tensors[role].is_floating_point() for role in ("centres", "radii", "points", *sides))
             and block.shape == cluster.shape == (len(points),)
             and block.dtype == cluster.dtype == torch.int64
             and set(cluster.tolist()) == set(range(len(centres)))

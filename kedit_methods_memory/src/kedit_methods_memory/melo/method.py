@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
+from kedit_core.editing.checks import warn_missed
 from kedit_core.errors import InputError
 from kedit_core.forward import ForwardTools
 from kedit_core.models import ModelView
@@ -25,10 +26,10 @@ from kedit_methods_memory.facts import Fact, fitting
 from kedit_methods_memory.hparams.melo import MeloHyperParams
 from kedit_methods_memory.melo.record import Record
 from kedit_methods_memory.melo.training import Block, train
-from kedit_methods_memory.missed import warn_missed
 from kedit_methods_memory.projections import Projection, decoder_projections, projection, projections
 from kedit_methods_memory.questions import bytes_needed
 from kedit_methods_memory.reading import read
+from kedit_methods_memory.rounding import rounding
 
 _STEPS = 3  # of a training that is timed for a plan
 
@@ -73,7 +74,7 @@ class Melo:
             hparams = cast(MeloHyperParams, context.hparams)
             Places.of(context.adapter, hparams)
             if context.scenario == "batch":
-                _check_capacity(hparams, _used(context), len(requests))
+                _check_capacity(hparams, _used(context), len(requests), len(requests))
         fitting(context, requests)
 
     @hookimpl
@@ -81,10 +82,10 @@ class Melo:
         self, context: EditContext, requests: Sequence[EditRequest], hparams: MeloHyperParams
     ) -> EditPatch:
         """The database so far with these requests in it, a block for every ``edits_per_block`` of them."""
-        _check_capacity(hparams, _used(context), len(requests))
+        _check_capacity(hparams, _used(context), len(_to_come(context, requests)), len(requests))
         places, facts = Places.of(context.adapter, hparams), fitting(context, requests)
         previous = context.previous
-        record = Record.empty(hparams.radius, places.scope.out)
+        record = Record.empty(hparams.radius, places.scope.out, rounding(context.model))
         if previous is not None:
             record = Record.of(previous, hparams.radius)
         size = hparams.edits_per_block
@@ -107,7 +108,7 @@ class Melo:
         places, requests = Places.of(context.adapter, hparams), requests_of(patch)
         before = Record.of(patch, hparams.radius)
         facts = fitting(context, requests)
-        record = Record.empty(hparams.radius, places.scope.out)
+        record = Record.empty(hparams.radius, places.scope.out, before.database.slack)
         for batch, block in zip(before.batches(), before.blocks, strict=True):
             kept = [i for i in batch if requests[i].id != request_id]
             if not kept:
@@ -155,13 +156,32 @@ def _used(context: EditContext) -> int:
     return 0 if context.previous is None else int(context.previous.state.config.get("next_block", 0))
 
 
-def _check_capacity(hparams: MeloHyperParams, used: int, requests: int) -> None:
-    """InputError when there are not enough blocks left."""
-    needed = -(-requests // hparams.edits_per_block)
+def _to_come(context: EditContext, requests: Sequence[EditRequest]) -> Sequence[EditRequest]:
+    """The requests of this round and, in the first of a sequence, of those after it.
+
+    A later round of equal requests looks like the first, but for the facts that the last patch ends with. Of several
+    ways to see it the one with the fewest to come is taken, so that nothing is refused that there is room for.
+    """
+    here = [each.id for each in requests]
+    if context.scenario != "sequential" or [each.id for each in context.requests[: len(here)]] != here:
+        return requests
+    every, before = [each.id for each in context.requests], [each.id for each in requests_of(context.previous)]
+    for done in range(min(len(before), len(every) - len(here)), 0, -1):
+        if every[done : done + len(here)] == here and before[len(before) - done :] == every[:done]:
+            return context.requests[done:]
+    return context.requests
+
+
+def _check_capacity(hparams: MeloHyperParams, used: int, requests: int, in_round: int) -> None:
+    """InputError when there are not enough blocks left for requests that come ``in_round`` at a time."""
+    size = hparams.edits_per_block
+    rounds, rest = divmod(requests, in_round)
+    needed = rounds * -(-in_round // size) + -(-rest // size)
     if used + needed > hparams.blocks:
+        larger = "edits_per_block" if in_round > size else "batch_size (requests of a round) and edits_per_block"
         raise InputError(
             f"{requests} requests need {needed} blocks, and {hparams.blocks - used} of {hparams.blocks} are left; set "
-            f"blocks to {used + needed} or more for the first edit, or raise edits_per_block"
+            f"blocks to {used + needed} or more for the first edit, or raise {larger}"
         )
 
 
@@ -178,13 +198,23 @@ def _trained(
 
 
 def _warn_forgotten(context: EditContext, record: Record, new: int) -> None:
-    gone = sum(each.forgotten for each in record.log[-new:])
+    """Warn of earlier edits that new ones put out of reach: by lying near, or by asking the same."""
+    done = record.log[-new:]
+    taken = sum(each.forgotten for each in done if each.case == "overwritten")
+    gone = sum(each.forgotten for each in done) - taken
     if gone:
         context.warn(
             "edits_forgotten",
             float(gone),
             "lower radius, or choose another scope_layer, so that facts with different answers lie apart",
-            f"{gone} earlier edits lie too near to a new one with another answer, and are answered as before them",
+            f"edits that lie too near to a new one with another answer, and are answered as before them: {gone}",
+        )
+    if taken:
+        context.warn(
+            "edits_overwritten",
+            float(taken),
+            "keep one target for each prompt; dropping the later edit brings the earlier one back",
+            f"edits whose prompt a new one has too, with another answer that is given from now on: {taken}",
         )
 
 

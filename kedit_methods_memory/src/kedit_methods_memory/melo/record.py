@@ -12,6 +12,7 @@ from torch import Tensor
 from kedit_core.errors import InputError, PatchFormatError
 from kedit_core.patches import EditPatch, ModuleOperation
 from kedit_methods_memory.melo.database import Admission, Database, Label
+from kedit_methods_memory.melo.kind import check_blocks
 from kedit_methods_memory.melo.training import Block
 from kedit_methods_memory.nearest import nearest
 from kedit_methods_memory.ragged import packed, unpacked
@@ -39,9 +40,9 @@ class Record:
     queries: Tensor
 
     @classmethod
-    def empty(cls, radius: float, width: int) -> Record:
-        """No edit yet."""
-        return cls(Database(radius), (), (), (), torch.empty(0, width))
+    def empty(cls, radius: float, width: int, slack: float) -> Record:
+        """No edit yet; ``slack`` as in :class:`Database`."""
+        return cls(Database(radius, slack=slack), (), (), (), torch.empty(0, width))
 
     @classmethod
     def of(cls, patch: EditPatch, radius: float) -> Record:
@@ -55,6 +56,7 @@ class Record:
                 f"patch {patch.id[:12]} was joined from several, each a database of its own, so single edits cannot be "
                 "taken out of it; take them out of the patches it was joined from"
             )
+        check_blocks(found[0])
         live, kept, config = dict(found[0].tensors), patch.state.tensors, patch.state.config
         targets = len(found[0].places) - 1
         try:
@@ -62,7 +64,7 @@ class Record:
             labels = unpacked(kept["label_tokens"], kept["label_offsets"])
             cluster_labels = unpacked(kept["cluster_label_tokens"], kept["cluster_label_offsets"])
             queries = put_together(kept["queries"], kept["query_source"], live["points"])
-            losses = [tuple(each) for each in config["losses"]]
+            losses, slack = [tuple(each) for each in config["losses"]], float(config["slack"])
             blocks = tuple(
                 Block(
                     tuple(live[f"a.{i}"][number] for i in range(targets)),
@@ -71,14 +73,14 @@ class Record:
                 )
                 for number in range(len(live["a.0"]))
             )
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
             raise PatchFormatError(
                 f"patch {patch.id[:12]} does not hold what MELO keeps of its edits ({error}); it was made by another "
                 "version"
             ) from error
         if not len(log) == len(labels) == len(queries) or len(cluster_labels) != len(live["centres"]):
             raise PatchFormatError(f"patch {patch.id[:12]} does not hold all of its {len(log)} edits")
-        return cls(Database.of(radius, live, cluster_labels), blocks, log, tuple(labels), queries)
+        return cls(Database.of(radius, live, cluster_labels, slack), blocks, log, tuple(labels), queries)
 
     def batches(self) -> list[list[int]]:
         """The edits of each block, by number."""
@@ -125,6 +127,7 @@ class Record:
             "edits": log,
             "losses": [list(block.losses) for block in self.blocks],
             "next_block": len(self.blocks),
+            "slack": self.database.slack,
             "conflicts": sum(each.case in ("conflict", "overwritten") for each in self.log),
             "forgotten": sum(each.forgotten for each in self.log),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Classifier:
     used, every text is read alone, so that its vector does not depend on its company to the last bit. Cross-attention
     form: a sequence classifier with two classes, the first of which means in scope.
 
-    A text longer than the encoder's positions is read from its end.
+    A text longer than the encoder's positions is read from its end; of a pair the query is, and the key is whole.
 
     Attributes:
         model: in float32; eval mode is put on whenever it runs.
@@ -97,7 +97,7 @@ class Classifier:
             self._known.clear()
 
     def check_length(self, text: str) -> None:
-        """InputError for a text that would be cut."""
+        """InputError for a text (of a pair: :meth:`paired`) that would be cut."""
         limit = self.limit
         count = len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
         if limit is not None and count > limit:
@@ -134,10 +134,43 @@ class Classifier:
     # ------------------------------------------------------------------ cross-attention form
     def pair_log_similarities(self, keys: Sequence[str], queries: Sequence[str]) -> Tensor:
         """Log-probability that ``queries[i]`` is in the scope of ``keys[i]``, ``[pairs]``; differentiable."""
-        inputs = self._inputs([f"{key} {self.separator} {query}" for key, query in zip(keys, queries, strict=True)])
+        rows = [self._pair_ids(key, query) for key, query in zip(keys, queries, strict=True)]
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        inputs = self._on_device(
+            {
+                "input_ids": torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows]),
+                "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+            }
+        )
         with evaluating(self.model):
             logits = self.model(**inputs).logits
         return torch.log_softmax(logits.float(), dim=-1)[:, 0]
+
+    def paired(self, key: str, query: str) -> str:
+        """The text that a pair is read as."""
+        return f"{self._before(key)}{query}"
+
+    def _before(self, key: str) -> str:
+        return f"{key} {self.separator} "
+
+    def _pair_ids(self, key: str, query: str) -> list[int]:
+        """A pair as ids; where they are too many, the query lacks its beginning."""
+        encoded = self.tokenizer(
+            self.paired(key, query), truncation=False, verbose=False, return_offsets_mapping=self.tokenizer.is_fast
+        )
+        ids: list[int] = encoded["input_ids"]
+        over = 0 if self.limit is None else len(ids) - self.limit
+        if over <= 0:
+            return ids
+        if self.tokenizer.is_fast:
+            ends = [end for _, end in encoded["offset_mapping"]]
+            first = next((i for i, end in enumerate(ends) if end > len(self._before(key))), len(ids))
+        else:  # without offsets: where the longest common beginning with the key alone ends
+            alone = self.tokenizer(self._before(key), truncation=False, verbose=False)["input_ids"]
+            both = zip(ids, alone, strict=False)
+            first = next((i for i, (one, other) in enumerate(both) if one != other), len(alone))
+        return [*ids[:first], *ids[first + over :]]
 
     def best_pairs(self, keys: Sequence[str], queries: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The likeliest key of each query: index ``[queries]`` and log-similarity. Time: queries x keys texts.
@@ -160,6 +193,9 @@ class Classifier:
         encoded = self.tokenizer(
             list(texts), padding=True, truncation=self.limit is not None, max_length=self.limit, return_tensors="pt"
         )
+        return self._on_device(encoded)
+
+    def _on_device(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         device = next(self.model.parameters()).device
         return {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
 

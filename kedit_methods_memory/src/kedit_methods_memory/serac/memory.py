@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, fields, frozen
 from torch import Tensor
 
 from kedit_core.errors import PatchFormatError
 from kedit_core.patches import RouterOperation
 from kedit_core.requests import EditRequest
+from kedit_methods_memory.fields import mapping, typed
 from kedit_methods_memory.serac.checkpoint import Scope, SeracEditor
 
 KIND = "serac.scope"
@@ -39,6 +40,14 @@ class Entry:
             classifier_text=scope.key(request.prompt, request.target_new),
             context_text=scope.before(request.prompt, request.target_new),
         )
+
+    @classmethod
+    def read(cls, values: Any) -> Entry:
+        """From JSON. Raises KeyError, TypeError for anything but five texts."""
+        known = {each.name for each in fields(cls)}
+        if set(mapping(values, "an entry")) != known:
+            raise TypeError(f"an entry has {sorted(values)}")
+        return cls(**{name: typed(values, name, str) for name in known})
 
 
 @frozen(eq=False, kw_only=True)
@@ -80,6 +89,7 @@ class Memory:
         if self.scope.cross_attend:
             return evolve(self, entries=(*self.entries, *new))
         vectors = editor.classifier.vectors([entry.classifier_text for entry in new]).cpu()
+        self._check_width(vectors)
         kept = [] if self.embeddings is None else [self.embeddings]
         return evolve(self, entries=(*self.entries, *new), embeddings=torch.cat([*kept, vectors]))
 
@@ -106,6 +116,7 @@ class Memory:
         if self.scope.cross_attend:
             return editor.classifier.best_pairs([self.entries[i].classifier_text for i in self.live], prompts)
         queries = editor.classifier.vectors(prompts)
+        self._check_width(queries)
         return self.scope.metric.best(queries, self._keys.to(queries.device))
 
     @cached_property
@@ -137,10 +148,10 @@ class Memory:
         try:
             memory = cls(
                 scope=Scope.read(config["scope"], "the patch"),
-                threshold=float(config["threshold"]),
-                keep_all=bool(config["keep_all"]),
-                editor={str(name): str(digest) for name, digest in config["editor"].items()},
-                entries=tuple(Entry(**entry) for entry in config["memory"]),
+                threshold=float(typed(config, "threshold", int, float)),
+                keep_all=typed(config, "keep_all", bool),
+                editor=_digests(config["editor"]),
+                entries=tuple(Entry.read(entry) for entry in typed(config, "memory", list, tuple)),
                 embeddings=operation.tensors.get(_EMBEDDINGS),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -148,10 +159,23 @@ class Memory:
         found = memory.embeddings
         wanted = None if memory.scope.cross_attend or not memory.entries else len(memory.entries)
         if (None if found is None else found.shape[0]) != wanted or (
-            found is not None and (found.dim() != 3 or found.dtype != torch.float32)
+            found is not None
+            and (found.dim() != 3 or found.shape[1] != memory.scope.heads or found.dtype != torch.float32)
         ):
             raise PatchFormatError(
                 f"a {KIND} operation has {len(memory.entries)} entries and embeddings of shape "
                 f"{None if found is None else list(found.shape)}; it was not made by kedit"
             )
         return memory
+
+    def _check_width(self, vectors: Tensor) -> None:
+        if self.embeddings is not None and self.embeddings.shape[1:] != vectors.shape[1:]:
+            raise PatchFormatError(
+                f"the patch has embeddings of {list(self.embeddings.shape[1:])} numbers, and its editor makes "
+                f"{list(vectors.shape[1:])}; it was not made with this editor"
+            )
+
+
+def _digests(values: Any) -> dict[str, str]:
+    named = mapping(values, "editor")
+    return {name: typed(named, name, str) for name in named}

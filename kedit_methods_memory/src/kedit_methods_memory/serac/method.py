@@ -50,7 +50,10 @@ class Serac:
         editor = _editor(context)
         for request in requests:
             entry = Entry.of(request, editor.scope)
-            editor.classifier.check_length(entry.classifier_text)
+            text = entry.classifier_text
+            if editor.scope.cross_attend:  # the edit's own prompt must fit beside its key
+                text = editor.classifier.paired(text, entry.prompt)
+            editor.classifier.check_length(text)
 
     @hookimpl
     def make_trainer(self, context: TrainingContext, hparams: SeracTrainingHyperParams) -> SeracTrainer:

@@ -15,10 +15,11 @@ from attrs import evolve
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
+from kedit_core.editing.checks import refuse_long
 from kedit_core.editing.facts import facts_of, request_of
-from kedit_core.errors import InputError, RequestError
+from kedit_core.errors import InputError
 from kedit_core.patches import EditPatch, ModuleOperation, State
-from kedit_core.requests import EditRequest, shortened
+from kedit_core.requests import EditRequest
 from kedit_methods_memory.beneath import requests_of
 from kedit_methods_memory.corpus import corpus_of
 from kedit_methods_memory.hparams.t_patcher import MemoryForm, TPatcherHyperParams
@@ -61,17 +62,8 @@ class TPatcher:
         LastMlp.of(context.adapter)
         activation_of(context.adapter, context.hparams.activation)
         corpus_of(context)
-        end, limit = _end(context, context.hparams), context.adapter.row_limit
-        faults = []
-        for request in requests:
-            length = len(row_of(context, request, end)[0].read)
-            if limit is not None and length > limit:
-                faults.append(
-                    f"{shortened(request.prompt)}: the prompt with its target is {length} tokens long, and the model "
-                    f"has {limit} positions; shorten it"
-                )
-        if faults:
-            raise RequestError("the requests for method 't_patcher'", faults)
+        end = _end(context, context.hparams)
+        refuse_long(context, requests, [len(row_of(context, request, end)[0].read) for request in requests])
 
     @hookimpl
     def compute_patch(

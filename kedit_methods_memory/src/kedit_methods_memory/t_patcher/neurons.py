@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from attrs import frozen
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
-from kedit_core.errors import BaseMismatchError, PatchFormatError
+from kedit_core.errors import BaseMismatchError, InputError, PatchFormatError
 from kedit_core.forward.state import first_tensor, input_tensor, with_first
+from kedit_core.models.parameters import bare, features
 from kedit_core.patches import LiveContext, ModuleKind, ModuleOperation
 
 KIND = "t_patcher.neurons"
@@ -76,7 +77,7 @@ class Neurons:
     def of(cls, operation: ModuleOperation) -> Neurons:
         """From a patch's operation. Raises PatchFormatError when it does not hold neurons."""
         held, activation = operation.tensors, operation.config.get("activation")
-        if set(operation.config) != {"activation"} or activation not in ACTIVATIONS:
+        if set(operation.config) != {"activation"} or not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise PatchFormatError(
                 f"{KIND} has the config {dict(operation.config)}, and needs an activation among "
                 f"{', '.join(ACTIVATIONS)} and nothing else; the patch was not made by kedit"
@@ -89,7 +90,7 @@ class Neurons:
                 f"{KIND} holds keys {list(keys.shape)}, bias {list(bias.shape)} and values {list(values.shape)}, which "
                 "must be [n, width], [n] and [n, width] with n at least 1"
             )
-        return cls(keys, bias, values, str(activation))
+        return cls(keys, bias, values, activation)
 
 
 class NeuronsKind(ModuleKind):
@@ -110,10 +111,21 @@ class NeuronsKind(ModuleKind):
         self.neurons = neurons.to(live.device(self.read))
         self.home = live.device(self.write)
         width = neurons.keys.shape[1]
+        for place, side in ((self.read, 1), (self.write, 0)):
+            if not _passes(live.modules[place], width, side):
+                raise BaseMismatchError(
+                    f"the patch has neurons of width {width}, and {place!r} does not "
+                    f"{'read' if side else 'give'} vectors of that width"
+                )
         if not any(width in parameter.shape for parameter in live.modules[self.read].parameters()):
             raise BaseMismatchError(
                 f"the patch has neurons of width {width}, and {self.read!r} has nothing of that size"
             )
+
+    @property
+    def needs_scope(self) -> bool:
+        """Only what fired at one place and is added at another is kept there."""
+        return self.read != self.write
 
     def after(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """Add, or note what fired for the place that comes later."""
@@ -133,3 +145,14 @@ class NeuronsKind(ModuleKind):
     def to_device(self, devices: Mapping[str, torch.device]) -> None:
         """Follow the modules."""
         self.neurons, self.home = self.neurons.to(devices[self.read]), devices[self.write]
+
+
+def _passes(module: nn.Module, width: int, side: int) -> bool:
+    """Whether a projection gives (side 0) or reads (side 1) this width; of other modules but embeddings yes."""
+    inner = bare(module)
+    if isinstance(inner, nn.Embedding):
+        return False
+    try:
+        return features(inner)[side] == width
+    except InputError:
+        return True

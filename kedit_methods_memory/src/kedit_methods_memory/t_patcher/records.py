@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from kedit_core.editing import EditContext
 from kedit_core.editing.facts import facts_of
 from kedit_core.errors import InputError, PatchFormatError
 from kedit_core.patches import EditPatch, ModuleOperation
+from kedit_methods_memory.fields import mapping, typed
 from kedit_methods_memory.t_patcher.neurons import KIND, Neurons
 from kedit_methods_memory.t_patcher.training import Example, Trained
 
@@ -36,7 +37,10 @@ def carried(context: EditContext, activation: str) -> tuple[list[Neurons], list[
     previous = context.previous
     if previous is None:
         return [], []
-    for role, digest in previous.state.config.get("resources", {}).items():
+    resources = previous.state.config.get("resources", {})
+    if not isinstance(resources, Mapping) or not all(isinstance(each, str) for each in resources.values()):
+        raise PatchFormatError(f"patch {previous.id[:12]} names resources that are none; it was not made by kedit")
+    for role, digest in resources.items():
         context.note_resource(role, digest)
     held = [Neurons.of(operation) for operation in operations_in(previous)]
     if any(each.activation != activation for each in held):
@@ -46,9 +50,15 @@ def carried(context: EditContext, activation: str) -> tuple[list[Neurons], list[
 
 def records_of(patch: EditPatch) -> list[dict[str, Any]]:
     """What is noted of each fact of a patch. Raises PatchFormatError when that does not fit its neurons."""
-    records = [dict(record) for record in patch.state.config.get("edits", ())]
     count = sum(len(Neurons.of(operation).bias) for operation in operations_in(patch))
-    if len(records) != len(facts_of(patch)) or sum(int(record["neurons"]) for record in records) != count:
+    try:
+        records = [dict(mapping(record, "a record")) for record in typed(patch.state.config, "edits", list, tuple)]
+        numbers = [typed(record, "neurons", int) for record in records]
+    except (KeyError, TypeError) as error:
+        raise PatchFormatError(
+            f"patch {patch.id[:12]} does not say what was done for each fact ({error}); it was not made by this method"
+        ) from error
+    if len(records) != len(facts_of(patch)) or min(numbers, default=0) < 0 or sum(numbers) != count:
         raise PatchFormatError(
             f"patch {patch.id[:12]} does not say which of its {count} neurons belong to which fact; it was not made by "
             "this method"

@@ -31,9 +31,17 @@ _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 def own_texts(request: EditRequest) -> tuple[str, ...]:
     """What the request itself brings: a text or a list of texts; none when it brings nothing.
 
-    Raises RequestError for something else.
+    Raises RequestError for something else, and for several that stand in the prompt: of one such text it is clear which
+    part of the prompt is to be reacted to and which is not.
     """
-    return _texts(request.meta, f"the request {shortened(request.prompt)}")
+    where = f"the request {shortened(request.prompt)}"
+    texts = _texts(request.meta, where)
+    inner = [text for text in dict.fromkeys(texts) if text in request.prompt]
+    if len(inner) > 1:
+        raise RequestError(
+            where, [f"meta.{FIELD} has {len(inner)} texts that stand in the prompt ({inner}); keep one of them"]
+        )
+    return texts
 
 
 def _texts(meta: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -86,13 +94,13 @@ def _pool(context: EditContext) -> tuple[str, ...]:
 
 
 def _drawn(pool: Sequence[str], request: EditRequest, count: int, seed: int) -> tuple[str, ...]:
-    """``count`` different texts that name neither the subject nor the prompt, as far as there are such."""
+    """``count`` different texts that name neither subject nor prompt, nor stand in it, as far as there are such."""
     taken: dict[str, None] = {}
     generator = generator_for(seed, "irrelevant", request.id)
     about = [each.lower() for each in (request.subject, request.prompt) if each]
     for index in torch.randint(len(pool), (_TRIES * count,), generator=generator).tolist():
         text = pool[index]
-        if not any(each in text.lower() for each in about):
+        if text not in request.prompt and not any(each in text.lower() for each in about):
             taken[text] = None
         if len(taken) == count:
             break

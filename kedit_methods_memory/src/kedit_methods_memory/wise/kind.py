@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit_core.errors import PatchFormatError, ScopeError
+from kedit_core.forward.scope import named_arguments
 from kedit_core.patches import LiveContext, ModuleOperation
 from kedit_methods_memory.beneath import Quietable
 from kedit_methods_memory.wise.activation import Phi, moved, phi_of, pooled
@@ -55,7 +56,7 @@ class WiseMemory(Quietable):
     def before(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the attention mask of the pass that begins."""
         if place == self._stack:
-            self._mask = kwargs.get("attention_mask")
+            self._mask = named_arguments(self.live.modules[place], args, kwargs).get("attention_mask")
 
     def after(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any | None:
         """The output with the memories' part in the rows they answer; None where they answer none."""

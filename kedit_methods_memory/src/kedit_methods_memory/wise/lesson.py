@@ -12,9 +12,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from kedit_core.editing.checks import row_length
 from kedit_core.forward import Batch, ForwardTools, fill, slot
 from kedit_core.requests import EditRequest
-from kedit_methods_memory.facts import Fact, row_length
+from kedit_methods_memory.facts import Fact
 from kedit_methods_memory.projections import Projection
 from kedit_methods_memory.questions import Questions, grouped
 from kedit_methods_memory.wise.activation import Phi, moved, pooled
@@ -133,7 +134,7 @@ def lines_of(
                 start = slot(template) + request.prompt.index(inner)
                 subject = tokens.subject_tokens(prompt, (start, start + len(inner)))
             fact = Fact(request.id, pair.prompt_ids, pair.target_ids, pair.target_ids)
-            if template == BARE or limit is None or row_length(forward.view, fact) <= limit:
+            if template == BARE or limit is None or row_length(forward.view, fact.prompt, fact.target) <= limit:
                 found.append(Line(edit, fact, subject))
     return found
 

@@ -19,7 +19,7 @@ class Edited:
         irrelevant: the texts it was trained against.
         nll: loss of the target right after its round.
         inside: its routing activation then.
-        outside: that of its irrelevant texts then, their mean; None when all were part of its prompt.
+        outside: that of its irrelevant texts then, the largest; None when all were part of its prompt.
         group: how many merges there had been.
     """
 

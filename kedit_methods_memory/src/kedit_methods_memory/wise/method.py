@@ -12,13 +12,13 @@ from torch import Tensor
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
-from kedit_core.errors import RequestError, UnsupportedModelError
+from kedit_core.editing.checks import refuse_long, row_length, warn_missed
+from kedit_core.errors import InputError, UnsupportedModelError
 from kedit_core.forward import ForwardTools, evaluating
 from kedit_core.models.parameters import bare, features
 from kedit_core.patches import EditPatch, ModuleOperation
-from kedit_core.requests import EditRequest, shortened
+from kedit_core.requests import EditRequest
 from kedit_methods_memory.beneath import beneath, requests_of
-from kedit_methods_memory.facts import row_length
 from kedit_methods_memory.hparams.wise import WiseHyperParams
 from kedit_methods_memory.projections import Projection, projection
 from kedit_methods_memory.wise.activation import phi_name, phi_of
@@ -35,8 +35,6 @@ from kedit_methods_memory.wise.templates import templates_for
 from kedit_methods_memory.wise.training import Learnt, Trainer, learn
 
 KIND = "wise.memory"
-
-_REACHED = 0.5  # probability of a target's token, geometric mean
 
 
 @frozen(eq=False)
@@ -65,9 +63,9 @@ class _Learner:
         found = learn(
             trainer, start.to(weight.device), mask.to(weight.device), weight, hparams, self._replay(log, requests, bank)
         )
-        _warn(context, requests, found, hparams)
         lowest, held = (math.inf, 0) if bank.open is None else (bank.open.a_min, bank.open.edits)
         opened = Memory.of(found.delta, min(lowest, *found.inside), held + len(requests))
+        _warn(context, requests, found, opened.a_min, hparams)
         bank = bank.with_open(opened, len(requests))
         log = log.with_round(
             [
@@ -119,18 +117,12 @@ class Wise:
             return
         _place(context, context.hparams)
         _phi(context, context.hparams)
-        view, faults = context.adapter, []
-        limit = view.row_limit
+        lengths = []
         for request in requests:
             own_texts(request)
             (line,) = lines_of(context.forward, [request], ["{}"], [()])
-            if limit is not None and row_length(view, line.fact) > limit:
-                faults.append(
-                    f"{shortened(request.prompt)}: the prompt with its target is {row_length(view, line.fact)} tokens "
-                    f"long, and the model has {limit} positions; shorten it"
-                )
-        if faults:
-            raise RequestError("the requests for method 'wise'", faults)
+            lengths.append(row_length(context.adapter, line.fact.prompt, line.fact.target))
+        refuse_long(context, requests, lengths)
 
     @hookimpl
     def compute_patch(
@@ -151,8 +143,11 @@ class Wise:
     @hookimpl
     def drop_request(self, context: EditContext, patch: EditPatch, request_id: str) -> EditPatch:
         """The same rounds trained anew without that request, from what the patch says of each: what editing with the
-        others alone gives, where rounds were of one request or there was one round."""
+        others alone gives, where rounds were of one request or there was one round.
+
+        Raises InputError for a patch that was joined from several."""
         hparams = cast(WiseHyperParams, context.hparams)
+        _memories_of(patch)
         old = Log.read(patch.state.config, requests_of(patch))
         bank, log = Bank(), Log(templates=old.templates)
         rounds = [[pair for pair in pairs if pair[0].id != request_id] for pairs in old.pairs()]
@@ -196,8 +191,19 @@ def _patch(context: EditContext, hparams: WiseHyperParams, bank: Bank, log: Log)
 
 
 def _bank(patch: EditPatch) -> Bank:
-    (operation,) = (each for each in patch.operations if isinstance(each, ModuleOperation) and each.kind == KIND)
+    operation = _memories_of(patch)
     return Bank.read(operation.config["bank"], operation.tensors)
+
+
+def _memories_of(patch: EditPatch) -> ModuleOperation:
+    """The patch's one operation. Raises InputError for a patch that was joined from several."""
+    found = [each for each in patch.operations if isinstance(each, ModuleOperation) and each.kind == KIND]
+    if len(patch.states()) > 1 or len(found) != 1:
+        raise InputError(
+            f"patch {patch.id[:12]} was joined from several, each with side memories of its own, so single edits "
+            "cannot be taken out of it; take them out of the patches it was joined from"
+        )
+    return found[0]
 
 
 def _place(context: EditContext, hparams: WiseHyperParams) -> Projection:
@@ -224,26 +230,21 @@ def _weight(context: EditContext, place: Projection) -> Tensor:
     return oriented.to(torch.promote_types(weight.dtype, torch.float32))
 
 
-def _warn(context: EditContext, requests: Sequence[EditRequest], found: Learnt, hparams: WiseHyperParams) -> None:
-    """Warn of targets that stay unlikely, and of edits that react no more than their irrelevant texts."""
-    missed = [nll for nll in found.nll if math.exp(-nll) < _REACHED]
-    if missed:
-        context.warn(
-            "target_not_reached",
-            len(missed) / len(requests),
-            "raise n_iter, lr or norm_constraint, or choose another layer",
-            f"training left {len(missed)} of {len(requests)} targets below a probability of {_REACHED} a token",
-        )
-    mixed = [
-        outside / inside
-        for inside, outside in zip(found.inside, found.outside, strict=True)
-        if outside is not None and outside >= hparams.act_ratio * inside
-    ]
-    if mixed:
+def _warn(
+    context: EditContext, requests: Sequence[EditRequest], found: Learnt, a_min: float, hparams: WiseHyperParams
+) -> None:
+    """Warn of targets that stay unlikely, and of irrelevant texts that the shard answers.
+
+    a_min: smallest routing activation of the shard's edits, those of earlier rounds too.
+    """
+    warn_missed(context, found.nll, "raise n_iter, lr or norm_constraint, or choose another layer")
+    threshold = hparams.act_ratio * a_min
+    loud = [outside for outside in found.outside if outside is not None and outside >= threshold and outside > 0]
+    if loud:
         context.warn(
             "routing_not_apart",
-            max(mixed),
-            "raise gamma or n_iter, lower alpha, or choose another layer",
-            f"{len(mixed)} of {len(requests)} edits react no more strongly than their irrelevant texts, which the side "
-            "memory will answer too",
+            max(loud) / a_min if a_min else None,
+            "raise act_ratio, gamma or n_iter, lower alpha, or choose another layer",
+            f"the side memory will answer irrelevant texts of {len(loud)} of {len(requests)} edits too: it reacts with "
+            f"{max(loud):.3g} to one, and answers from {threshold:.3g} on, {hparams.act_ratio:g} of its weakest edit",
         )

@@ -35,7 +35,7 @@ class Learnt:
         losses: before each step: target and margins together.
         nll: of each edit, afterwards, the mean over its rows.
         inside: routing activation of each edit over its prompts, afterwards, the mean over its rows.
-        outside: that of each edit's irrelevant texts, their mean; None where it has none as rows.
+        outside: that of each edit's irrelevant texts, the largest; None where it has none as rows.
     """
 
     delta: Tensor
@@ -121,7 +121,7 @@ class Trainer:
             losses=losses,
             nll=_of_all(_means(nll, mine, lesson.edits)),
             inside=_of_all(_means(inside, mine, lesson.edits)),
-            outside=_means(texts, of_text, lesson.edits),
+            outside=_largest(texts, of_text, lesson.edits),
         )
 
 
@@ -207,6 +207,15 @@ def _means(values: list[float], groups: list[int], count: int) -> tuple[float | 
         sums[group] += value
         sizes[group] += 1
     return tuple(total / size if size else None for total, size in zip(sums, sizes, strict=True))
+
+
+def _largest(values: list[float], groups: list[int], count: int) -> tuple[float | None, ...]:
+    """The largest of each group's values; None for a group without any."""
+    found: list[float | None] = [None] * count
+    for value, group in zip(values, groups, strict=True):
+        best = found[group]
+        found[group] = value if best is None else max(best, value)
+    return tuple(found)
 
 
 def _of_all(means: tuple[float | None, ...]) -> tuple[float, ...]:

@@ -60,13 +60,6 @@ class FactWorldPlugin:
                 read=training.read_training_cases,
                 options=training.OPTIONS,
             ),
-            DatasetInfo(
-                name="factworld_validation",
-                summary="more of these, about subjects that neither a case edits nor the training cases",
-                requests=training.validation_cases,
-                read=training.read_validation_cases,
-                options=training.OPTIONS,
-            ),
         ]
 
     @hookimpl

@@ -23,7 +23,6 @@ from kedit_factworld.world import FactKey, Statement, World, build_world
 PARTS = ("all", "train", "validation")
 OPTIONS = ("count", "seed", "part", "relations", "without", "probed")
 COUNT = 2000
-VALIDATION_COUNT = 200
 VALIDATION_SHARE = 5  # one subject in so many is the validation's
 MAX_REPHRASES, MAX_PROBES = 3, 3
 
@@ -31,20 +30,20 @@ MAX_REPHRASES, MAX_PROBES = 3, 3
 def training_cases(
     count: int = COUNT,
     seed: int = 0,
-    part: str = "train",
+    part: str = "all",
     relations: str | Sequence[str] | None = None,
     without: str | Sequence[str] | None = None,
     probed: bool = True,
 ) -> list[EditRequest]:
     """``count`` different edits with rephrases and locality probes in trained wordings; equal arguments, equal cases.
 
-    Subjects come in turn, so that each has as many cases as any other (one more at most).
+    Subjects come in turn, so that each has as many cases as any other (one at least, for ``count`` of 197 or more).
 
     Args:
         count: how many.
         seed: what facts, wordings, false objects and probes are drawn with.
-        part: ``train`` (157 subjects) and ``validation`` (40, every fifth of each kind) have no subject in common,
-            neither edited nor probed, whatever the seeds; ``all`` has both.
+        part: ``train`` and ``validation`` have no subject in common, neither edited nor probed, whatever the seeds;
+            ``validation`` has every fifth of each kind. ``all`` has both.
         relations: only these (a list, or names between commas), edited or probed.
         without: all but these.
         probed: False leaves out the facts (615 of 848) that a probe of an evaluation case asks for.
@@ -70,25 +69,11 @@ def training_cases(
     raise InputError(f"{count} different training cases were asked for, and these options give {len(made)}; ask fewer")
 
 
-def validation_cases(count: int = VALIDATION_COUNT, seed: int = 0, **options: Any) -> list[EditRequest]:
-    """As :func:`training_cases`, of the part ``validation`` unless told otherwise."""
-    return training_cases(count, seed, **{"part": "validation", **options})
-
-
 def read_training_cases(path: Path | None, **options: Any) -> list[EditRequest]:
-    """A dataset's reader: as :func:`training_cases`. Raises InputError for a path: the cases are made, not read."""
-    return training_cases(**_made(path, options))
-
-
-def read_validation_cases(path: Path | None, **options: Any) -> list[EditRequest]:
-    """A dataset's reader; see :func:`read_training_cases`."""
-    return validation_cases(**_made(path, options))
-
-
-def _made(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The dataset's reader. Raises InputError for a path (the cases are made, not read), else as the cases' maker."""
     if path is not None:
-        raise InputError(f"these cases are made, not read from {path}; leave the path out")
-    return options
+        raise InputError(f"factworld_training is made, not read from {path}; leave the path out")
+    return training_cases(**options)
 
 
 def free_subjects(world: World) -> list[str]:

@@ -11,23 +11,7 @@ from torch import Tensor
 from kedit_core.editing import EditContext
 from kedit_core.patches import DenseDelta, LowRankDelta
 
-_REACHED = 0.5  # probability of a target's token, geometric mean
 _LARGE = 1.0  # of the weight's own size
-
-
-def warn_missed(context: EditContext, losses: Sequence[float], remedy: str) -> None:
-    """Warn ``target_not_reached`` when targets are still unlikely after the last step.
-
-    losses: of each fact, mean over its target's tokens.
-    """
-    missed = sum(math.exp(-loss) < _REACHED for loss in losses)
-    if missed:
-        context.warn(
-            "target_not_reached",
-            missed / len(losses),
-            remedy,
-            f"training left {missed} of {len(losses)} targets below a probability of {_REACHED} a token",
-        )
 
 
 def warn_large(context: EditContext, deltas: Sequence[DenseDelta | LowRankDelta], remedy: str) -> None:

@@ -9,8 +9,10 @@ EPS = torch.finfo(torch.float32).eps
 
 
 def log1mexp(logs: Tensor) -> Tensor:
-    """``log(1 - exp(logs))`` for ``logs <= 0``, exact near 0; the machine epsilon keeps it finite at 0 itself."""
-    return torch.log(-torch.expm1(logs) + EPS)
+    """``log(1 - exp(logs))`` for ``logs <= 0``, exact near 0; at 0 itself the log of the machine epsilon."""
+    apart = -torch.expm1(logs)
+    # a subnormal number's slope is infinite, so it counts as 0
+    return torch.log(torch.where(apart < torch.finfo(apart.dtype).tiny, EPS, apart))
 
 
 def scope_loss(inside: Tensor, outside: Tensor) -> Tensor:

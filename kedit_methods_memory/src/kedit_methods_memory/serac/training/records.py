@@ -64,6 +64,10 @@ class ScopeBatch:
     ids: tuple[str, ...] = field()
     loc_ids: tuple[str | None, ...] = field()
 
+    def prompts_of(self, entry: int) -> tuple[str, ...]:
+        """Prompts in the scope of an entry as far as they are in this batch; another id may have one of them too."""
+        return (self.edit_inner[entry][0], *(self.edit_outer[row][0] for row, of in self.pos_pairs if of == entry))
+
 
 def records_of(requests: Sequence[EditRequest], hparams: SeracTrainingHyperParams) -> list[Record]:
     """Records of edit requests: id of the case, the request's prompts, locality probes as prompts out of scope.
@@ -120,6 +124,9 @@ class Drawing:
         alone = len({record.id for record in records}) < 2
         if alone and not (hparams.own_negatives and all(record.outside for record in records)):
             raise InputError("prompts out of scope come from other records; give requests of two cases at least")
+        self._inside: dict[str, set[str]] = defaultdict(set)
+        for record in records:
+            self._inside[record.id] |= {record.prompt, *(prompt for prompt, _ in record.inside)}
 
     def batch(self, indices: Sequence[int], generator: torch.Generator) -> ScopeBatch:
         """The records of these indices as one micro-batch; all else is drawn with ``generator``."""
@@ -134,7 +141,7 @@ class Drawing:
             edit, asked = (record.prompt, answer), (prompt, answer if fixed is None else fixed)
             if self.hparams.flip and fixed is None:
                 edit, asked = (prompt, answer), (record.prompt, answer)
-            text, of = self._outside(index, {edit[0], asked[0], record.prompt}, generator)
+            text, of = self._outside(index, generator)
             inner.append(edit)
             outer.append(asked)
             loc.append(text)
@@ -148,16 +155,18 @@ class Drawing:
             loc_ids=tuple(loc_ids),
         )
 
-    def _outside(self, index: int, inside: set[str], generator: torch.Generator) -> tuple[str, str | None]:
-        """A prompt out of the scope of a record, and the record it is of."""
+    def _outside(self, index: int, generator: torch.Generator) -> tuple[str, str | None]:
+        """A prompt out of the scope of a record, and the record it is of; no text that this id has in scope itself."""
         record, hparams = self.records[index], self.hparams
+        inside = self._inside[record.id]
         own = [text for text in record.outside if text not in inside] if hparams.own_negatives else []
         if own and (_coin(generator) or all(other.id == record.id for other in self.records)):
             return own[below(len(own), generator)], None
         if self.neighbours is not None and float(torch.rand((), generator=generator)) < hparams.hard_negatives:
             near = self.neighbours.draw(index, generator)
-            if near is not None:
-                return self._prompt_of(near, generator), self.records[near].id
+            text = None if near is None else self._prompt_of(near, generator)
+            if near is not None and text is not None and text not in inside:
+                return text, self.records[near].id
         for _ in range(_TRIES):
             other = below(len(self.records), generator)
             text = self._prompt_of(other, generator)

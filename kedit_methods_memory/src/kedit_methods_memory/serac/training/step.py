@@ -67,8 +67,10 @@ class SeracStep:
         limit = self.answering.view.row_limit
         for record in records:
             answer = max(record.answers, key=len)
-            self.editor.classifier.check_length(self.editor.scope.key(record.prompt, answer))
+            key = self.editor.scope.key(record.prompt, answer)
             prompt = max((text for text, _ in record.inside), key=len)
+            classifier = self.editor.classifier
+            classifier.check_length(classifier.paired(key, prompt) if self.editor.scope.cross_attend else key)
             pair = self.answering.boundary.pair(self.editor.scope.before(record.prompt, answer) + prompt, answer)
             if limit is not None and len(pair.prompt_ids) + len(pair.target_ids) > limit:
                 raise InputError(
@@ -159,7 +161,7 @@ class SeracStep:
             for row, of in enumerate(batch.loc_ids)
             for entry, record in enumerate(batch.ids)
             # another record's probe may be about any entry: of these only its own is known to be apart
-            if (row == entry if of is None else of != record)
+            if (row == entry if of is None else of != record and batch.loc[row] not in batch.prompts_of(entry))
         ]
 
     def _with_context(self, batch: ScopeBatch, asked: Sequence[tuple[str, str]], entries: Sequence[int]) -> list[Pair]:

@@ -10,6 +10,7 @@ import torch
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
+from kedit_core.editing.checks import warn_missed
 from kedit_core.forward import evaluating
 from kedit_core.patches import DenseDelta, EditPatch, PrivateRequests
 from kedit_core.requests import EditRequest
@@ -17,7 +18,7 @@ from kedit_methods_finetune.ft.batches import minibatches, step_bytes
 from kedit_methods_finetune.ft.limits import Limits, settled
 from kedit_methods_finetune.ft.places import places_of
 from kedit_methods_finetune.ft.training import Trained, Trainer, limits_of, train
-from kedit_methods_finetune.guards import warn_large, warn_missed
+from kedit_methods_finetune.guards import warn_large
 from kedit_methods_finetune.hparams import FtBfHyperParams, FtHyperParams
 from kedit_methods_finetune.questions import Fact, facts_of, fitting
 from kedit_methods_finetune.timing import seconds_of

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
+from kedit_core.editing.checks import row_length, warn_missed
 from kedit_core.errors import MethodError
 from kedit_core.forward import frozen
 from kedit_core.patches import EditPatch
 from kedit_core.requests import EditRequest
-from kedit_methods_finetune.guards import warn_large, warn_missed
+from kedit_methods_finetune.guards import warn_large
 from kedit_methods_finetune.hparams.lora import AdaLoraHyperParams, AdapterHyperParams, LoraHyperParams
 from kedit_methods_finetune.lora.adapters import Adapters, SvdAdapters, require_peft
 from kedit_methods_finetune.lora.targets import Target, find_targets
 from kedit_methods_finetune.lora.training import steps_of, timed_step, train
-from kedit_methods_finetune.questions import Fact, fitting, row_length
+from kedit_methods_finetune.questions import Fact, fitting
 from kedit_methods_finetune.timing import TRIED
 
 _COPIES = 4  # of a trained number: itself, its gradient and Adam's two moments
@@ -149,7 +150,7 @@ def _itemsize(target: Target) -> int:
 def _activations(context: EditContext, facts: Sequence[Fact], size: int) -> int:
     """Roughly what a pass of ``size`` facts keeps for the backward pass: all blocks, and the logits."""
     view = context.adapter
-    tokens = size * max(row_length(view, fact) for fact in facts)
+    tokens = size * max(row_length(view, fact.prompt, fact.target) for fact in facts)
     block = 16 * view.hidden_size + 5 * view.mlp_size(0)
     logits = size * max(len(fact.target) for fact in facts) * view.vocab_size * 4
     return int(4 * (tokens * block * view.num_layers + logits))
