@@ -21,7 +21,7 @@ from kedit_core.training.run import training_context, training_settings
 from kedit_core.training.writing import write_editor
 from kedit_methods_meta.hparams.ke import KeEditorSettings
 from kedit_methods_meta.ke import KeEditor, KeTrainer
-from kedit_methods_meta.ke.info import ke
+from kedit_methods_meta.methods import ke
 
 SIZES: dict[str, Any] = {"condition_size": 24, "lstm_size": 8, "head_size": 16}
 FEW: dict[str, Any] = {

@@ -12,12 +12,12 @@ from kedit_core.training.losses import log_softmax
 
 
 def shares(group: Tensor) -> Tensor:
-    """``[n]`` the weight of each of ``n`` cells in a mean over tries of the mean over each try's own cells.
+    """``[n]`` in float64: the weight of each of ``n`` cells in a mean over tries of the mean over each try's own cells.
 
     group: ``[n]`` which try each cell is of.
     """
     count = torch.bincount(group)
-    return 1 / (count[group] * (count > 0).sum())
+    return 1 / (count[group] * (count > 0).sum()).double()
 
 
 @frozen(eq=False)
@@ -43,7 +43,7 @@ class Reading:
     def nll(self, group: Tensor) -> Tensor:
         """Negative log-likelihood, mean over tries of the mean over each try's tokens; group: ``[pairs]`` their try."""
         weight = shares(group.to(self.row.device)[self.row])
-        return -(self.logs * weight).sum()
+        return -(self.logs * weight.to(self.logs.dtype)).sum()
 
     def all_right(self) -> tuple[float, float]:
         """How many pairs have every token right, and of how many."""
@@ -68,7 +68,7 @@ def divergence(base: Tensor, edited: Tensor, group: Tensor) -> Tensor:
     """
     before, after = log_softmax(base.detach()), log_softmax(edited)
     each = (before.exp() * (before - after)).sum(-1)
-    return (each * shares(group.to(each.device))).sum()
+    return (each * shares(group.to(each.device)).to(each.dtype)).sum()
 
 
 def measured(total: Tensor, losses: Mapping[str, Tensor], edits: int) -> dict[str, tuple[float, float]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from attrs import frozen
+
 from kedit_core.editing import EditContext
 from kedit_core.errors import InputError, RequestError
 from kedit_core.forward import Pair, TokenBoundary
@@ -29,6 +31,33 @@ def pair_of(tokens: TokenBoundary, prompt: str, answer: str, append_eos: bool | 
     if tokens.tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end-of-sequence token to append; set append_eos to false")
     return Pair(pair.prompt_ids, (*pair.target_ids, int(tokens.tokenizer.eos_token_id)))
+
+
+@frozen
+class Relabelled(Pair):
+    """A pair whose answer's tokens are asked for under other ids than those the model reads there.
+
+    Attributes:
+        labels: one for each of ``target_ids``.
+    """
+
+    labels: tuple[int, ...]
+
+
+def right_aligned(tokens: TokenBoundary, prompt: str, answer: str) -> Pair:
+    """A pair as EasyEdit's trainer labels it: the answer tokenised alone, laid against the row's last tokens.
+
+    A tokenizer that puts a token before every text makes that token the first label. Encoder-decoders are labelled as
+    by :func:`pair_of`. Raises InputError when the answer alone is as long as the row.
+    """
+    pair = tokens.pair(prompt, answer)
+    if tokens.encoder_decoder:
+        return pair_of(tokens, prompt, answer)
+    row = (*pair.prompt_ids, *pair.target_ids)
+    labels = tuple(tokens.tokenizer(answer if answer[:1].isspace() else f" {answer}")["input_ids"])
+    if len(labels) >= len(row):
+        raise InputError(f"the answer {answer!r} alone has {len(labels)} tokens, and its row {len(row)}")
+    return Relabelled(row[: -len(labels)], row[-len(labels) :], labels)
 
 
 def instructed(template: str | None, prompt: str, meta: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from attrs import frozen
 from torch import Tensor
 
 from kedit_core.forward import Batch, ForwardTools, Pair, Side
+from kedit_methods_meta.pairs import Relabelled
 
 
 @frozen(eq=False)
@@ -21,6 +22,7 @@ class Questions:
         cells: ``[n, 2]`` (row, column) whose next-token logits are read, row by row.
         row: ``[n]`` which pair each cell is of.
         tokens: ``[n]`` the answer's token that is asked for there; -1 where none is.
+        fed: ``[n]`` whether the token that is read there is one of the answer's.
 
     All are where the batch is.
     """
@@ -29,6 +31,7 @@ class Questions:
     cells: Tensor
     row: Tensor
     tokens: Tensor
+    fed: Tensor
 
     @property
     def asked(self) -> Tensor:
@@ -62,17 +65,20 @@ def questions(
     starts = batch.starts.tolist()
     cells: list[tuple[int, int]] = []
     tokens: list[int] = []
+    fed: list[bool] = []
     for number, (pair, full) in enumerate(zip(pairs, every, strict=True)):
         read = max(len(pair.target_ids), 1) if two_stacks else len(rows[number])
         first = 0 if two_stacks else len(pair.prompt_ids) - 1
         offset = 0 if two_stacks else starts[number]
+        labels = pair.labels if isinstance(pair, Relabelled) else pair.target_ids
         for column in range(0 if full else first, read):
             place = column - first
             cells.append((number, offset + column))
-            tokens.append(pair.target_ids[place] if 0 <= place < len(pair.target_ids) else -1)
+            tokens.append(labels[place] if 0 <= place < len(labels) else -1)
+            fed.append(place > 0)
     home = batch.input_ids.device
     where = torch.tensor(cells, device=home)
-    return Questions(batch, where, where[:, 0], torch.tensor(tokens, device=home))
+    return Questions(batch, where, where[:, 0], torch.tensor(tokens, device=home), torch.tensor(fed, device=home))
 
 
 def row_length(forward: ForwardTools, pair: Pair) -> int:

@@ -236,7 +236,7 @@ def test_an_editor_is_made_again_from_its_folder_part() -> None:
         {"warmup": 10, "updates": 5},
         {"smoothing": 1.0},
         {"loss": "efk"},
-        {"parts": ["mlp_gate"]},
+        {"parts": ["mlp"]},
         {"max_scale": -1.0},
     ],
 )

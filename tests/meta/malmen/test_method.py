@@ -199,7 +199,7 @@ def test_strength_scales(folders: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_any_work(folders: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequirementError, match="needs a editor"):
+    with pytest.raises(RequirementError, match="for the role 'editor', and none was given"):
         editor_on("gpt2", "malmen").edit(records(1), evaluate=False)
     with pytest.raises(BaseMismatchError, match="architecture"):
         on(source(folders), "llama").edit(records(1), evaluate=False)

@@ -167,7 +167,7 @@ def test_an_instruction_is_read_from_the_request(folders: Path, tmp_path: Path) 
 
 def test_what_does_not_fit_is_refused_before_any_work(folders: Path, tmp_path: Path) -> None:
     source = trained(folders / "gpt2-float32", "gpt2", "mend")
-    with pytest.raises(RequirementError, match="needs a editor"):
+    with pytest.raises(RequirementError, match="for the role 'editor', and none was given"):
         editor_on("gpt2", "mend").edit([FRANCE], evaluate=False)
     with pytest.raises(RequirementError, match="does not exist"):
         editor_on("gpt2", "mend", tmp_path / "nowhere").edit([FRANCE], evaluate=False)

@@ -17,6 +17,8 @@ from kedit_core.training import EditorFolder, train
 from kedit_core.training.records import EditExample
 from kedit_methods_meta.hparams.mend import MendTrainingHyperParams
 from kedit_methods_meta.mend import MendTrainer
+from kedit_methods_meta.pairs import Relabelled
+from kedit_methods_meta.questions import questions
 
 FEW = {"layers": [-2, -1], "edit_lr": 1e-2, "c_edit": 0.7, "c_loc": 0.3}
 
@@ -210,6 +212,30 @@ def test_10_step_sizes_have_their_own_rate(tmp_path: Path) -> None:
         )
     with pytest.raises(HyperParamsError, match="no effect"):
         MendTrainingHyperParams.from_dict({"compat": "mend", "lr_lr": 1.0})
+
+
+def test_easyedit_labels_the_rows_last_tokens_and_compares_answers_alone() -> None:
+    """As in EasyEdit's trainer: the first label of a tokenizer that begins every text with a token is that token."""
+    trainer = a_trainer("llama", compat="easyedit", outer="original", batch_size=1)
+    tokens = trainer.context.tokens
+    usual, pair = tokens.pair("Bob lives in", "Lima"), trainer.pair("Bob lives in", "Lima")
+    assert isinstance(pair, Relabelled)
+    assert pair.prompt_ids + pair.target_ids == usual.prompt_ids + usual.target_ids
+    assert pair.labels == tuple(tokens.tokenizer(" Lima")["input_ids"]) and len(pair.labels) == len(pair.target_ids)
+    batch = drawn(trainer, 1)
+    assert batch[0].inner == batch[0].outer
+    asked = questions(trainer.context.forward, [pair, usual], [False, True])
+    assert tuple(asked.tokens[asked.row == 0].tolist()) == pair.labels
+    answer = asked.batch.input_ids[1][asked.cells[(asked.row == 1) & asked.fed][:, 1]]
+    assert tuple(answer.tolist()) == usual.target_ids
+    # with the true answers as labels and all positions compared, the losses are others
+    other = a_trainer("llama", outer="original", batch_size=1)
+    one, two = trainer.run_step(batch).losses, other.run_step(batch).losses
+    assert float(one["loc"]) != pytest.approx(float(two["loc"]), rel=1e-3)
+    with pytest.raises(HyperParamsError, match="outer to original"):
+        MendTrainingHyperParams.from_dict({"compat": "easyedit"})
+    with pytest.raises(HyperParamsError, match="known: mend, easyedit"):
+        MendTrainingHyperParams.from_dict({"compat": "rome"})
 
 
 def test_the_base_comes_out_untouched(tmp_path: Path) -> None:

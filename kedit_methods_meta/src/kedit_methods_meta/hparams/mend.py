@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import string
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from attrs import field, fields, frozen, validators
 
@@ -87,7 +88,12 @@ class MendTrainingHyperParams(MendEditorSettings, EditTrainingHyperParams):
         edit_lr: first step size of each edited weight (learned from there, and may change sign).
         lr_lr: learning rate of the step sizes; None for that of the nets, as the published code in effect does.
         c_edit, c_loc: weights of the two losses.
+        compat: ``mend`` follows the published trainer: its order of edits, its late first step, one rate for all;
+            ``easyedit`` follows EasyEdit's: labels are the answer tokenised alone, laid against the row's last tokens,
+            and unrelated prompts are compared at their answers' own tokens (decoders; set ``outer`` original with it).
     """
+
+    COMPAT: ClassVar[Mapping[str, bool]] = {"mend": True, "easyedit": False}
 
     n_edits: int = field(default=1, validator=at_least_one)
     edit_lr: float = 1e-4
@@ -102,6 +108,8 @@ class MendTrainingHyperParams(MendEditorSettings, EditTrainingHyperParams):
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of n_edits {self.n_edits}")
         if self.compat == "mend" and self.lr_lr not in (None, self.lr):
             raise ValueError("with compat mend lr_lr has no effect; leave it out")
+        if self.compat == "easyedit" and self.outer != "original":
+            raise ValueError("compat easyedit asks edited models the edits' own prompts; set outer to original")
 
     @property
     def editor(self) -> MendEditorSettings:

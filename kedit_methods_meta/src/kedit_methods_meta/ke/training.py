@@ -198,7 +198,7 @@ class KeTrainer(BaseTrainer[KeBatch]):
     @staticmethod
     def _mean(each: Tensor, group: Tensor) -> Tensor:
         """Mean over edits of the mean over each one's tokens."""
-        return (each * shares(group.to(each.device))).sum()
+        return (each * shares(group.to(each.device)).to(each.dtype)).sum()
 
     # ------------------------------------------------------------------ texts
     def _condition(self, example: EditExample) -> Condition:

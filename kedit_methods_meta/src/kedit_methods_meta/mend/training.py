@@ -23,7 +23,7 @@ from kedit_methods_meta.gathering import observe_everywhere
 from kedit_methods_meta.hparams.mend import MendTrainingHyperParams
 from kedit_methods_meta.losses import Reading, divergence, measured
 from kedit_methods_meta.mend.editor import MendEditor
-from kedit_methods_meta.pairs import check_records, instructed, pair_of
+from kedit_methods_meta.pairs import check_records, instructed, pair_of, right_aligned
 from kedit_methods_meta.places import places_of
 from kedit_methods_meta.questions import questions
 
@@ -95,7 +95,8 @@ class MendTrainer(BaseTrainer[Batch]):
         said = Reading.of(logits[new], asked.tokens[new], asked.row[new])
         nll = said.nll(group)
         kept = ~new
-        moved = divergence(base, logits[kept], group[asked.row[kept] - n])
+        compared = asked.fed[kept] if self._as_easyedit else torch.ones_like(asked.fed[kept])
+        moved = divergence(base[compared], logits[kept][compared], group[asked.row[kept][compared] - n])
         total = hparams.c_edit * nll + hparams.c_loc * moved
         known = kept & asked.asked
         values = {"nll/edit": said.surprise(), "edit/acc": said.all_right(), "edit/prob": said.probability()}
@@ -141,5 +142,11 @@ class MendTrainer(BaseTrainer[Batch]):
             found.append(self.pair(prompt, answer))
         return found
 
+    @property
+    def _as_easyedit(self) -> bool:
+        return self.hparams.compat == "easyedit" and not self.context.adapter.is_encoder_decoder
+
     def _pair(self, prompt: str, answer: str) -> Pair:
+        if self._as_easyedit:
+            return right_aligned(self.context.tokens, prompt, answer)
         return pair_of(self.context.tokens, prompt, answer, self.hparams.append_eos)
