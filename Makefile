@@ -5,7 +5,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-PACKAGES := "kedit_core[plot]" "kedit_methods_locate[plot]" kedit_methods_meta "kedit_methods_memory[endpoint,retrieval]" plugins/kedit-factworld \
+PACKAGES := "kedit_core[plot,train]" "kedit_methods_locate[plot]" kedit_methods_meta "kedit_methods_memory[endpoint,retrieval]" plugins/kedit-factworld \
 	"plugins/kedit-methods-finetune[peft]" "plugins/kedit-datasets[fluency]" "plugins/kedit-bench[ability]"
 PROJECTS := pyproject.toml $(wildcard kedit_*/pyproject.toml plugins/*/pyproject.toml)
 PYTEST := $(BIN)/python -m pytest -n 2
