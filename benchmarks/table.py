@@ -24,6 +24,7 @@ from pathlib import Path
 
 import table_text
 from attrs import field, frozen
+from editors import name_of
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from table_row import REQUESTS, Given, Row, digest_of, given_of, requests_of, settings_of
@@ -36,17 +37,19 @@ from kedit_core.plugins import Catalogue
 HERE = Path(__file__).parent
 MODELS = ("factworld:llama", "factworld:gpt2")
 MEMORY = ("grace", "melo", "wise", "t_patcher", "serac", "ike", "ike_context")
+META = ("mend", "malmen", "ke")
 METHODS = {
-    "single": ("rome", "r_rome", "ft_l", "ft_m", "lora", "kn", *MEMORY),
-    "batch": ("memit", "emmet", "pmet", "alphaedit"),
-    "sequential": ("rome", "r_rome", "memit", "alphaedit", "ft_bf", *MEMORY),
+    "single": ("rome", "r_rome", "ft_l", "ft_m", "lora", "kn", *META, *MEMORY),
+    "batch": ("memit", "emmet", "pmet", "alphaedit", *META),
+    "sequential": ("rome", "r_rome", "memit", "alphaedit", "ft_bf", *META, *MEMORY),
 }
 READERS = ("factworld:llama-reader", "factworld:gpt2-reader")
 ON_READERS = {"single": ("ft_m", "ike", "ike_context"), "sequential": ("alphaedit", "ike", "ike_context")}
 """On models that read their context: in-context editing, and a method that writes weights beside it."""
 BATCHES = (30, 100)
+OWN_BATCHES = {"memit": (10, *BATCHES), **dict.fromkeys(META, (10, *BATCHES))}
 SEQUENCE = 100
-NEEDS = {"serac": "editor"}  # method -> role of what it cannot do without
+TRAINED = ("serac", *META)  # what they edit with is trained first: `editors.py`
 ALL_IN_A_ROUND = {"ft_bf"}  # breadth-first: what comes one after another are the epochs, over all facts
 COMMAND = "python benchmarks/table.py"
 
@@ -93,7 +96,7 @@ def _sizes(model: str, method: str, scenario: str, options: argparse.Namespace) 
     if scenario == "single":
         yield Row(model=model, method=method, scenario=scenario, cases=cases)
     elif scenario == "batch":
-        for size in options.batches:
+        for size in options.batches or OWN_BATCHES.get(method, BATCHES):
             yield Row(model=model, method=method, scenario=scenario, size=min(size, cases), cases=cases)
     else:
         size = min(options.sequence, cases)
@@ -102,7 +105,26 @@ def _sizes(model: str, method: str, scenario: str, options: argparse.Namespace) 
         yield Row(model=model, method=method, scenario=scenario, size=size, cases=cases, per_round=round_of)
 
 
-def wanted_of(rows: Sequence[Row], source: str, resources: Mapping[str, str]) -> Iterator[Wanted]:
+def editor_of(row: Row, editors: Path | None) -> dict[str, str]:
+    """The row's trained editor among those that `editors.py` made, as a resource; nothing when it needs none.
+
+    Raises InputError when it is not there.
+    """
+    if row.method not in TRAINED:
+        return {}
+    if editors is None:
+        raise InputError(
+            f"{row.method} needs a trained editor; make those of the table with editors.py, give --editors"
+        )
+    folder = editors / name_of(row.model, row.method)
+    if not (folder / "state.json").is_file():
+        raise InputError(f"{folder} holds no editor; train it: python benchmarks/editors.py --methods {row.method}")
+    return {"editor": str(folder.absolute())}
+
+
+def wanted_of(
+    rows: Sequence[Row], source: str, resources: Mapping[str, str], editors: Path | None = None
+) -> Iterator[Wanted]:
     """Settings of each row, found by resolving them on its model, which is loaded once."""
     for model in dict.fromkeys(row.model for row in rows):
         of_model = [row for row in rows if row.model == model]
@@ -114,12 +136,8 @@ def wanted_of(rows: Sequence[Row], source: str, resources: Mapping[str, str]) ->
         for row in of_model:
             try:
                 editor = Editor(first.model, first.tokenizer, row.method, name=first.name, revision=first.revision)
-                if row.method in NEEDS and NEEDS[row.method] not in resources:
-                    raise InputError(f"{row.method} needs --with {NEEDS[row.method]}=PATH (benchmarks/README.md)")
-                requests, given = (
-                    requests_of(editor, source, row.cases),
-                    given_of(editor.catalogue.method(row.method), resources),
-                )
+                given = given_of(editor.catalogue.method(row.method), {**editor_of(row, editors), **resources})
+                requests = requests_of(editor, source, row.cases)
                 yield Wanted(row=row, digest=digest_of(settings_of(row, editor, requests, given)), given=given)
             except Exception as error:  # a method that cannot be had must not stop the others
                 yield Wanted(row=row, fault=_sentence(error))
@@ -215,7 +233,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", help="only these; one that the table does not list runs where it can")
     parser.add_argument("--requests", default=REQUESTS, help="a file, or a registered dataset")
     parser.add_argument("--cases", type=int, default=300, help="the first so many")
-    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES), help="facts a batch")
+    parser.add_argument("--batches", type=int, nargs="+", help="facts a batch (30 and 100; for some 10, too)")
     parser.add_argument("--sequence", type=int, default=SEQUENCE, help="facts one after another")
     parser.add_argument("--runs", type=int, default=1, help="sequences, each from the unedited model")
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time")
@@ -225,8 +243,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         dest="resources",
         metavar="ROLE=PATH",
-        help="what methods that know the role are given; serac needs editor=FOLDER",
+        help="what methods that know the role are given",
     )
+    parser.add_argument("--editors", type=Path, help="folder of trained editors, made by editors.py")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--force", action="store_true", help="run rows again that are there")
     parser.add_argument("--plan", action="store_true", help="say what would be run")
@@ -247,7 +266,8 @@ def main(given: Sequence[str] | None = None) -> int:
             console.print(f"error: {error}", markup=False, soft_wrap=True)
             return 2
         try:
-            asked = list(wanted_of(rows, options.requests, resources_of(options.resources)))
+            resources = resources_of(options.resources)
+            asked = list(wanted_of(rows, options.requests, resources, options.editors))
         except KeditError as error:
             console.print(f"error: {error}", markup=False, soft_wrap=True)
             return 2

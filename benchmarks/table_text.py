@@ -15,7 +15,7 @@ COST = ("s / fact", "KiB / fact")
 # a table puts methods in this order, and those it does not know behind
 ORDER = (
     "rome", "r_rome", "memit", "emmet", "pmet", "alphaedit", "ft_l", "ft_m", "ft_bf", "lora", "adalora", "kn",
-    "t_patcher", "grace", "melo", "wise", "serac", "ike", "ike_context")  # fmt: skip
+    "mend", "malmen", "ke", "t_patcher", "grace", "melo", "wise", "serac", "ike", "ike_context")  # fmt: skip
 SCENARIOS = ("single", "batch", "sequential")
 
 Record = Mapping[str, Any]

@@ -168,10 +168,32 @@ def test_a_method_that_lacks_what_it_needs_is_told_before_anything_runs(
     table = script("table")
     asked = ["--methods", "serac", "--only", "single", "--models", "factworld:llama", "--cases", "2", "--plan"]
     assert table.main([*asked, "--out", str(tmp_path)]) == 1
-    assert "serac needs --with editor=PATH" in capsys.readouterr().out
+    assert "serac needs a trained editor" in capsys.readouterr().out
+    assert table.main([*asked, "--out", str(tmp_path), "--editors", str(tmp_path)]) == 1
+    assert "holds no editor; train it" in capsys.readouterr().out
     assert table.main([*asked, "--out", str(tmp_path), "--with", "editor"]) == 2
     assert "--with takes ROLE=PATH" in capsys.readouterr().out
-    assert table.main([*asked, "--out", str(tmp_path), "--with", f"editor={tmp_path}"]) == 0
+    (tmp_path / "serac").mkdir()
+    (tmp_path / "serac" / "state.json").write_text("{}")
+    assert table.main([*asked, "--out", str(tmp_path), "--editors", str(tmp_path)]) == 0
+
+
+def test_editors_of_the_table_are_trained_on_other_subjects_than_they_are_validated_on(tmp_path: Path) -> None:
+    from kedit_core.requests import load_requests
+
+    editors = script("editors")
+    options = editors.arguments(["-o", str(tmp_path), "--processes", "2", "--set", "iterations=3", "--data", "seed=4"])
+    editors.write_validation(tmp_path / editors.VALIDATION_FILE, options.data)
+    held = load_requests(tmp_path / editors.VALIDATION_FILE)
+    assert len(held) == editors.VALIDATION
+    folder = tmp_path / editors.name_of("factworld:llama", "mend")
+    words = editors.command("factworld:llama", "mend", folder, options)
+    assert words[words.index("--num_processes") + 1] == "2" and words[-2:] == ["-o", str(folder)]
+    assert "part=train" in words and "seed=4" in words and "iterations=3" in words and "--resume" not in words
+    assert editors.name_of("factworld:llama", "serac") == editors.name_of("factworld:gpt2", "serac") == "serac"
+    (tmp_path / f"{folder.name}.training").mkdir()
+    (tmp_path / f"{folder.name}.training" / "last.safetensors").write_bytes(b"")
+    assert "--resume" in editors.command("factworld:llama", "mend", folder, options)
 
 
 # ------------------------------------------------------------------ which rows
@@ -179,14 +201,16 @@ def test_rows_that_are_asked_for() -> None:
     table = script("table")
     rows = list(table.rows_of(table.arguments([])))
     of_llama = [row for row in rows if row.model == "factworld:llama"]
-    memory = len(table.MEMORY)
-    assert len(of_llama) == 6 + memory + 2 * 4 + 5 + memory
+    others = len(table.MEMORY) + len(table.META)
+    batches = 2 * 4 + 1 + 3 * len(table.META)  # memit's batches of 10, too
+    assert len(of_llama) == 6 + others + batches + 5 + others
     readers = [row for row in rows if row.model in table.READERS]
     assert len(rows) == 2 * len(of_llama) + len(readers) and len(readers) == 2 * (3 + 3)
     sizes = {(row.scenario, row.size, row.cases) for row in rows}
-    assert sizes == {("single", 1, 300), ("batch", 30, 300), ("batch", 100, 300), ("sequential", 100, 100)}
+    together = {("batch", size, 300) for size in (10, 30, 100)}
+    assert sizes == {("single", 1, 300), *together, ("sequential", 100, 100)}
     assert {row.method: row.per_round for row in of_llama if row.scenario == "sequential"} == {
-        **dict.fromkeys(table.MEMORY, 1),
+        **dict.fromkeys((*table.MEMORY, *table.META), 1),
         "rome": 1,
         "r_rome": 1,
         "memit": 1,
