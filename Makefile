@@ -10,7 +10,7 @@ PACKAGES := "kedit_core[plot,train]" "kedit_methods_locate[plot]" kedit_methods_
 PROJECTS := pyproject.toml $(wildcard kedit_*/pyproject.toml plugins/*/pyproject.toml)
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-fast lint table clean
+.PHONY: demo test test-fast lint editors table clean
 
 demo: $(STAMP)
 	$(BIN)/kedit demo
@@ -25,6 +25,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The editors that some methods of the table edit with: an hour, each goes on where it was interrupted.
+editors: $(STAMP)
+	$(BIN)/python benchmarks/editors.py $(EDITOR_ARGS)
 
 # The table of results: hours; rows that are there are not run again. TABLE_ARGS goes to benchmarks/table.py.
 table: $(STAMP)

@@ -1,8 +1,8 @@
 """Train the editors of the table of results, with the presets of their methods.
 
-    python benchmarks/editors.py -o editors [--processes 2]
-    python benchmarks/editors.py -o editors --methods mend --models factworld:llama
-    python benchmarks/table.py --editors editors
+    python benchmarks/editors.py [--processes 2]
+    python benchmarks/editors.py --methods mend --models factworld:llama
+    python benchmarks/table.py
 
 Each is trained by `kedit train` in processes of its own, on cases of `factworld_training` (subjects that no evaluation
 case edits), and validated on other subjects. One that is there is left; one that was interrupted goes on. What each
@@ -97,7 +97,7 @@ def costs(folders: Sequence[Path]) -> Table:
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the editors")
+    parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "editors", help="their folder")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--cases", type=int, default=CASES, help="edits to train on")
@@ -112,7 +112,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
     options.out.mkdir(parents=True, exist_ok=True)
     write_validation(options.out / VALIDATION_FILE, options.data)
-    console, failed, made = Console(highlight=False), 0, []
+    console, failed, made = Console(highlight=False, width=160), 0, []
     for model in options.models:
         for method in options.methods:
             if method in SHARED and model != options.models[0]:

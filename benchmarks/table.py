@@ -105,26 +105,20 @@ def _sizes(model: str, method: str, scenario: str, options: argparse.Namespace) 
         yield Row(model=model, method=method, scenario=scenario, size=size, cases=cases, per_round=round_of)
 
 
-def editor_of(row: Row, editors: Path | None) -> dict[str, str]:
+def editor_of(row: Row, editors: Path) -> dict[str, str]:
     """The row's trained editor among those that `editors.py` made, as a resource; nothing when it needs none.
 
     Raises InputError when it is not there.
     """
     if row.method not in TRAINED:
         return {}
-    if editors is None:
-        raise InputError(
-            f"{row.method} needs a trained editor; make those of the table with editors.py, give --editors"
-        )
     folder = editors / name_of(row.model, row.method)
     if not (folder / "state.json").is_file():
         raise InputError(f"{folder} holds no editor; train it: python benchmarks/editors.py --methods {row.method}")
     return {"editor": str(folder.absolute())}
 
 
-def wanted_of(
-    rows: Sequence[Row], source: str, resources: Mapping[str, str], editors: Path | None = None
-) -> Iterator[Wanted]:
+def wanted_of(rows: Sequence[Row], source: str, resources: Mapping[str, str], editors: Path) -> Iterator[Wanted]:
     """Settings of each row, found by resolving them on its model, which is loaded once."""
     for model in dict.fromkeys(row.model for row in rows):
         of_model = [row for row in rows if row.model == model]
@@ -245,7 +239,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="ROLE=PATH",
         help="what methods that know the role are given",
     )
-    parser.add_argument("--editors", type=Path, help="folder of trained editors, made by editors.py")
+    parser.add_argument("--editors", type=Path, default=HERE / "editors", help="trained editors, made by editors.py")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--force", action="store_true", help="run rows again that are there")
     parser.add_argument("--plan", action="store_true", help="say what would be run")
