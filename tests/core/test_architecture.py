@@ -15,7 +15,7 @@ REPO = Path(__file__).parents[2]
 CORE = REPO / "kedit_core" / "src" / "kedit_core"
 ROOMS = (
     "errors", "extras", "files", "contract", "plugins", "requests", "hparams", "models", "forward", "patches",
-    "evaluation", "editing", "cli", "testing",
+    "evaluation", "editing", "training", "cli", "testing",
 )  # fmt: skip
 FAMILIES = {
     "kedit_methods_locate": REPO / "kedit_methods_locate",
@@ -40,7 +40,9 @@ METHODS = {
     "lora",
     "adalora",
     "grace",
+    "ke",
     "mend",
+    "malmen",
     "serac",
     "ike",
     "wise",
@@ -54,7 +56,9 @@ TORCH_FREE = (
     "kedit_methods_finetune.hparams",
     "kedit_datasets.plugin", "kedit_datasets.catalogue", "kedit_datasets.metrics", "kedit_bench.reader",
     "kedit_bench.spec", "kedit_bench.table", "kedit_bench.commands.bench",
-    "kedit_factworld.plugin", "kedit_factworld.demo",
+    "kedit_factworld.plugin", "kedit_factworld.demo", "kedit_core.training.settings", "kedit_core.cli.train",
+    "kedit_methods_meta.methods", "kedit_methods_meta.hparams.ke", "kedit_methods_meta.hparams.mend",
+    "kedit_methods_meta.hparams.malmen",
 )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def _added(change: Change, group: Tensor | None) -> Callable[..., Any]:
             whole = change.to(hidden.device)
             return output + (hidden.to(whole.dtype) @ whole.T).to(output.dtype)
         if not len(change.inputs):
-            return output
+            return output + change.outputs.sum().to(output)  # nothing, but differentiable as every edit is
         inputs, outputs = change.inputs.to(hidden.device), change.outputs.to(hidden.device)
         along = hidden.to(inputs.dtype) @ inputs.T
         if group is not None:

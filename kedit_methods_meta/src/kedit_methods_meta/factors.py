@@ -48,8 +48,8 @@ class Factors:
         """The same rows under other numbers: those of edit ``i`` are then of ``edit[i]``."""
         return Factors(self.inputs, self.gradients, edit.to(self.edit.device)[self.edit])
 
-    def where(self, keep: Tensor) -> Factors:
-        """The rows for which ``keep`` ``[R]`` is true."""
+    def where(self, keep: Tensor | slice) -> Factors:
+        """The rows for which ``keep`` ``[R]`` is true, or of a slice."""
         return Factors(self.inputs[keep], self.gradients[keep], self.edit[keep])
 
 
@@ -62,6 +62,7 @@ def gradient_factors(
     rows: Rows = "nonzero",
     side: Side = "right",
     portion: int | None = None,
+    check: bool = True,
 ) -> dict[str, Factors]:
     """Factors of the gradient of the answers' negative log-likelihood, by the name of each place's weight.
 
@@ -75,6 +76,7 @@ def gradient_factors(
             follows the last asked token have none); ``answer`` those at which a token of the answer is predicted
             (everything that is attended in an encoder); ``attended`` all but pads.
         portion: pairs that are run together; None for as many as fit ``forward.memory_budget``.
+        check: refuse gradients that are not finite; a training leaves such a micro-batch out instead.
 
     Memory: one portion's activations from the lowest place up, and the factors.
 
@@ -89,7 +91,8 @@ def gradient_factors(
         counts = {"edit_mean": lengths, "batch_mean": [total], "portion_mean": [sum(lengths)], "sum": [1]}[reduction]
         share = 1 / torch.tensor(counts, dtype=torch.float64).expand(len(group))
         here = pass_factors(forward, asked, places, weighted(asked, share[asked.row.cpu()]), rows)
-        _check(here)
+        if check:
+            _check(here)
         numbers = torch.tensor(group, device=asked.row.device)
         for name, one in here.items():
             found[name].append(one.of(numbers))

@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kedit_core.training import BaseTrainer
-from kedit_methods_meta.normaliser import Normaliser
+from kedit_methods_meta.shape_nets import Counted
 
 
-def observe_everywhere(trainer: BaseTrainer[Any], observed: Sequence[tuple[Normaliser, Tensor]]) -> None:
-    """Count each normaliser's new rows ``[R, width]`` of all processes in, in the processes' order.
+def observe_everywhere(trainer: BaseTrainer[Any], observed: Sequence[Counted]) -> None:
+    """Count what each normaliser has new of all processes in, in the processes' order.
 
     Every process must call it with the same normalisers in the same order; it may have no rows for some.
     """
     if not observed:
         return
-    own = [torch.cat([part.reshape(-1) for part in Normaliser.summary(rows)]) for _, rows in observed]
+    own = [torch.cat([part.reshape(-1) for part in summary]) for _, summary in observed]
     widths = [len(each) for each in own]
     for told in trainer.gather(torch.cat(own).unsqueeze(0)):
         for (normaliser, _), numbers in zip(observed, torch.split(told[0], widths), strict=True):

@@ -36,6 +36,8 @@ malmen = MethodInfo(
     hparams="kedit_methods_meta.hparams.malmen:MalmenHyperParams",
     operations=frozenset({"low_rank_delta", "dense_delta"}),
     resources=("editor",),
+    options=("spill",),
     training="kedit_methods_meta.hparams.malmen:MalmenTrainingHyperParams",
+    training_options=("spill",),
     training_presets="kedit_methods_meta:presets/malmen_training",
 )

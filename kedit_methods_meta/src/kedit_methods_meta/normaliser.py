@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kedit_core.errors import MethodError
+from kedit_core.errors import InputError, MethodError
 
 _FLOOR = 1e-6
 
@@ -17,7 +17,9 @@ _FLOOR = 1e-6
 class Normaliser(nn.Module):
     """``(x - mean) / (deviation + eps)`` of rows ``[R, width]``, with the statistics of all rows it was shown.
 
-    Rows are counted only where :meth:`update` is called; normalising never changes the statistics.
+    Rows are counted only where :meth:`update` is called; normalising never changes the statistics. A deviation needs
+    two rows. While it trains, a normaliser that has not counted them yet gives zeros, which is where a row alone is
+    (the first edit of a training may have no other); otherwise it refuses.
 
     Args:
         eps: added to the deviation (of n - 1).
@@ -74,8 +76,19 @@ class Normaliser(nn.Module):
         found = (self.m2 / (self.count - 1)).sqrt()
         return torch.maximum(found, _FLOOR * self.mean.abs().clamp(min=1)) if self.floor else found
 
+    def check(self) -> None:
+        """Raises InputError for statistics that no training leaves: of fewer than two rows, or with squares below 0."""
+        if float(self.count) < 2:
+            raise InputError(
+                f"the editor cannot normalise after {float(self.count):g} rows; train it before it is used to edit"
+            )
+        if not bool((self.m2 >= 0).all()):
+            raise InputError("the editor's statistics have squares below 0; get the whole folder again")
+
     def forward(self, rows: Tensor) -> Tensor:
         """Normalised rows, in the rows' dtype."""
+        if self.training and float(self.count) < 2:
+            return torch.zeros_like(rows)
         mean, deviation = self.mean.to(rows), self.deviation.to(rows)
         normalised: Tensor = (rows - mean) / (deviation + self.eps)
         return normalised

@@ -8,6 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from kedit_core.editing import EditContext
+from kedit_core.editing.checks import refuse_long, row_length
 from kedit_core.errors import InputError, RequestError
 from kedit_core.forward import Pair, TokenBoundary
 from kedit_core.requests import EditRequest, shortened
@@ -81,21 +82,18 @@ def edit_pairs(
     faults, found = [], []
     for request in requests:
         try:
-            pair = pair_of(
-                context.tokens, instructed(template, request.prompt, request.meta), request.target_new, append_eos
-            )
+            prompt = instructed(template, request.prompt, request.meta)
         except KeyError as error:
             faults.append(
                 f"{shortened(request.prompt)}: the editor was trained with the instruction {template!r}, and the "
                 f"request's meta has no {error.args[0]!r}; add it"
             )
             continue
-        if fault := too_long(context, pair):
-            faults.append(f"{shortened(request.prompt)}: {fault}")
-        found.append(pair)
+        found.append(pair_of(context.tokens, prompt, request.target_new, append_eos))
     if faults:
         name = context.method.name if context.method else "unknown"
         raise RequestError(f"the requests for method {name!r}", faults)
+    refuse_long(context, requests, [row_length(context.adapter, each.prompt_ids, each.target_ids) for each in found])
     return found
 
 
@@ -105,7 +103,8 @@ def check_records(
     pair: Callable[[str, str], Pair],
     template: str | None = None,
 ) -> None:
-    """Refuse records to train on that lack a key of the instruction, or are longer than the model's positions.
+    """Refuse records to train on that lack a key of the instruction, or a text of which is longer than the model's
+    positions: their prompts, rephrases and locality probes.
 
     Args:
         pair: makes a prompt and an answer ids.
@@ -113,18 +112,23 @@ def check_records(
     Raises RequestError naming every such record.
     """
     limit = context.adapter.row_limit
-    answer = max((request.target_new for request in requests), key=len, default="")
+    # any record's answer may be asked for in any other's place (alternatives_from)
+    answers = [each for request in requests for each in (request.target_new, request.ground_truth) if each]
+    answer = max(answers, key=len, default="")
     faults = []
     for request in requests:
         try:
-            texts = [instructed(template, request.prompt, request.meta), *request.rephrase_prompts]
+            asked = [(instructed(template, request.prompt, request.meta), answer)]
         except KeyError as error:
             faults.append(f"{shortened(request.prompt)}: its meta has no {error.args[0]!r} for the instruction")
             continue
-        for text in texts:
+        asked += [(text, answer) for text in request.rephrase_prompts]
+        probes = [probe for some in request.locality.values() for probe in some]
+        asked += [(probe.prompt, probe.answers[0]) for probe in probes if probe.answers]
+        for text, said in asked:
             # a token stands for a byte at least, and few are added
-            if limit is not None and len(text.encode()) + len(answer.encode()) + _SPECIAL > limit:
-                fault = too_long(context, pair(text, answer))
+            if limit is not None and len(text.encode()) + len(said.encode()) + _SPECIAL > limit:
+                fault = too_long(context, pair(text, said))
                 faults += [f"{shortened(text)}: {fault}"] if fault else []
     if faults:
         raise RequestError("the records to train on", faults)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
-from attrs import asdict, frozen
+from attrs import frozen
 from torch import Tensor, nn
 
-from kedit_core.errors import InputError
 from kedit_core.models import ModelView
 from kedit_methods_meta.factors import Factors
 from kedit_methods_meta.hparams.editor import EditorSettings
 from kedit_methods_meta.normaliser import Normaliser
 from kedit_methods_meta.places import Place, places_of
+from kedit_methods_meta.saved_editor import SavedEditor, check_places, described
+
+Counted: TypeAlias = tuple[Normaliser, tuple[Tensor, Tensor, Tensor]]
+"""A normaliser, and the :meth:`Normaliser.summary` of rows that training counts into it."""
 
 
 class ShapeNet(nn.Module):
-    """A net for weights of one shape; it normalises rows ``[R, in + out]`` of factors."""
+    """A net for weights of one shape; it normalises rows ``[R, in + out]`` of factors (if ``normalises``)."""
 
     normaliser: Normaliser
+    normalises: bool = True
 
 
 @frozen(eq=False)
@@ -40,33 +44,37 @@ class Group:
     mode: Tensor
 
 
-class EditorModule(nn.Module):
+class EditorModule(SavedEditor):
     """Nets by shape, and what is learned beside them. Made without more arguments, its numbers are to be loaded.
 
     Args:
         places: the edited weights, in the model's order.
         settings: kept with the editor.
         shared: whether weights of equal shape share a net. A transposed shape never does.
-
-    Attributes:
-        settings_class: of its settings.
+        generator: of the nets' first numbers; None for an editor whose numbers are loaded.
     """
 
     settings_class: ClassVar[type[EditorSettings]] = EditorSettings
+    settings: EditorSettings
 
-    def __init__(self, places: Sequence[Place], settings: EditorSettings, shared: bool = True) -> None:
-        super().__init__()
-        self.places, self.settings = tuple(places), settings
+    def __init__(
+        self,
+        places: Sequence[Place],
+        settings: EditorSettings,
+        shared: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(places, settings)
         keys = [f"{width}x{out}" for width, out in (place.shape for place in self.places)]
         if not shared:
             keys = [f"{key}-{number}" for number, key in enumerate(keys)]
         self._net_of = dict(zip((place.name for place in self.places), keys, strict=True))
         self.nets = nn.ModuleDict()
         for key in dict.fromkeys(keys):
-            self.nets[key] = self.make_net(*self.places[keys.index(key)].shape, keys.count(key))
+            self.nets[key] = self.make_net(*self.places[keys.index(key)].shape, keys.count(key), generator)
 
     @abstractmethod
-    def make_net(self, width: int, out: int, modes: int) -> ShapeNet:
+    def make_net(self, width: int, out: int, modes: int, generator: torch.Generator | None) -> ShapeNet:
         """The net of ``modes`` weights of a shape."""
 
     @property
@@ -76,62 +84,61 @@ class EditorModule(nn.Module):
 
     def groups(self, factors: Mapping[str, Factors]) -> Iterator[Group]:
         """Factors by name of weight, put together for the nets."""
-        for key, net in self.nets.items():
-            sharing = [name for name, of in self._net_of.items() if of == key]
-            names = [name for name in sharing if name in factors]
-            if names:
-                each = [factors[name] for name in names]
-                rows = [torch.cat([one.inputs, one.gradients], dim=-1).to(self.device) for one in each]
-                sizes = [len(one) for one in rows]
-                modes = torch.tensor([sharing.index(name) for name in names], device=self.device)
-                mode = modes.repeat_interleave(torch.tensor(sizes, device=self.device))
-                if not isinstance(net, ShapeNet):
-                    raise TypeError("make_net gives a ShapeNet")
-                yield Group(net, tuple(names), tuple(sizes), torch.cat(rows), mode)
+        for net, sharing in self._sharing():
+            pieces = [_piece(net, name, sharing, factors[name], self.device) for name in sharing if name in factors]
+            if pieces:
+                yield Group(
+                    net,
+                    tuple(name for each in pieces for name in each.names),
+                    tuple(size for each in pieces for size in each.sizes),
+                    torch.cat([each.rows for each in pieces]),
+                    torch.cat([each.mode for each in pieces]),
+                )
 
-    def observed(self, factors: Mapping[str, Factors]) -> list[tuple[Normaliser, Tensor]]:
-        """Each net's normaliser, with the rows ``[R, in + out]`` of these factors that training counts into it."""
-        return [(group.net.normaliser, group.rows) for group in self.groups(factors)]
+    def pieces(self, factors: Mapping[str, Factors], size: int) -> Iterator[tuple[Group, slice]]:
+        """The same weight by weight, ``size`` rows at a time, each with its place among the weight's rows.
+
+        Nothing larger than a piece is formed.
+        """
+        for net, sharing in self._sharing():
+            for name in sharing:
+                if name in factors:
+                    for start in range(0, len(factors[name].inputs), size):
+                        rows = slice(start, min(start + size, len(factors[name].inputs)))
+                        yield _piece(net, name, sharing, factors[name].where(rows), self.device), rows
+
+    def observed(self, factors: Mapping[str, Factors]) -> list[Counted]:
+        """What training counts into each net's normaliser of these factors."""
+        return [(group.net.normaliser, Normaliser.summary(group.rows)) for group in self.groups(factors)]
 
     def number(self, name: str) -> int:
         """Which of :attr:`places` a weight is."""
         return list(self._net_of).index(name)
 
-    # ------------------------------------------------------------------ what is saved
-    def config(self) -> dict[str, Any]:
-        """What is needed to make this editor again, beside its tensors and the model: JSON."""
-        return {"settings": self.settings.to_dict(), "places": [asdict(place) for place in self.places]}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that is learned and counted, by name: what a checkpoint holds."""
-        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`tensors` gave. Raises InputError for tensors that are not this editor's."""
-        own = self.state_dict()
-        wrong = sorted({*own} ^ {*tensors}) or [name for name in own if own[name].shape != tensors[name].shape]
-        if wrong:
-            raise InputError(
-                f"the editor's tensors do not go with its settings (see {wrong[0]!r}); get the whole folder again"
-            )
-        self.load_state_dict(dict(tensors))
+    def _sharing(self) -> Iterator[tuple[ShapeNet, list[str]]]:
+        """Each net with the weights that it is for."""
+        for key, net in self.nets.items():
+            if not isinstance(net, ShapeNet):
+                raise TypeError("make_net gives a ShapeNet")
+            yield net, [name for name, of in self._net_of.items() if of == key]
 
     @classmethod
     def of(cls, view: ModelView, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """The editor that :meth:`config` and :meth:`tensors` describe, for this model.
 
-        Raises InputError when they are not whole, or name weights that this model does not have.
+        Raises InputError when they are not whole, name weights that this model does not have, or were never trained.
         """
-        settings, listed = config.get("settings"), config.get("places")
-        if not isinstance(settings, Mapping) or not isinstance(listed, list):
-            raise InputError("the editor's state has no settings or no places; get the whole folder again")
-        known = cls.settings_class.from_dict(settings, "the editor's settings")
-        places = places_of(view, known.parts, known.layers, known.decoder_layers)
-        if [asdict(place) for place in places] != listed:
-            raise InputError(
-                "the editor's weights are not those that its settings name in this model; use the model it was "
-                "trained for"
-            )
-        editor = cls(places, known)
+        settings, listed = described(config, cls.settings_class)
+        places = places_of(view, settings.parts, settings.layers, settings.decoder_layers)
+        check_places(places, listed)
+        editor = cls(places, settings)
         editor.load(tensors)
+        for net, _ in editor._sharing():
+            if net.normalises:
+                net.normaliser.check()
         return editor.eval()
+
+
+def _piece(net: ShapeNet, name: str, sharing: Sequence[str], factors: Factors, device: torch.device) -> Group:
+    rows = torch.cat([factors.inputs.to(device), factors.gradients.to(device)], dim=-1)
+    return Group(net, (name,), (len(rows),), rows, torch.full((len(rows),), sharing.index(name), device=device))

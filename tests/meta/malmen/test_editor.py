@@ -9,6 +9,7 @@ from torch import Tensor
 from kedit_methods_meta.factors import Factors
 from kedit_methods_meta.hparams.malmen import MalmenEditorSettings
 from kedit_methods_meta.malmen import MalmenEditor
+from kedit_methods_meta.normaliser import Normaliser
 from kedit_methods_meta.places import Place
 
 PLACES = (Place("a.weight", "a", 7, 4), Place("b.weight", "b", 7, 4), Place("c.weight", "c", 4, 7))
@@ -33,8 +34,8 @@ def an_editor(scrambled: bool = True, **settings: int) -> MalmenEditor:
     generator = torch.Generator().manual_seed(0)
     made = MalmenEditor(PLACES, MalmenEditorSettings(**settings), 0.3, -0.2, generator).double()  # type: ignore
     for seed in range(3):
-        for normaliser, rows in made.observed(some_factors(100 + seed)):
-            normaliser.update(rows)
+        for normaliser, summary in made.observed(some_factors(100 + seed)):
+            normaliser.merge(*summary)
     if scrambled:
         with torch.no_grad():
             for number, parameter in enumerate(made.parameters()):
@@ -94,3 +95,19 @@ def test_from_the_start_everything_but_a_and_scale_learns() -> None:
             assert bool((parameter.grad == 0).all()), name
         else:
             assert bool((parameter.grad != 0).any()), name
+
+
+def test_statistics_are_counted_chunk_by_chunk() -> None:
+    """No more rows are put together than a chunk's, and it is what all rows together give."""
+    sizes: list[int] = []
+    editor, factors = an_editor(chunk=2), some_factors()
+    wanted = [Normaliser.summary(group.rows) for group in editor.groups(factors)]
+    with pytest.MonkeyPatch.context() as patch:
+        counted = Normaliser.update
+        patch.setattr(Normaliser, "update", lambda self, rows: (sizes.append(len(rows)), counted(self, rows))[1])
+        found = editor.observed(factors)
+    assert max(sizes) == 2
+    assert [each for each, _ in found] == [group.net.normaliser for group in editor.groups(factors)]
+    for (_, summary), whole in zip(found, wanted, strict=True):
+        for one, other in zip(summary, whole, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from attrs import evolve
@@ -18,8 +19,10 @@ from kedit_core.patches import EditPatch
 from kedit_core.testing.snapshot import Snapshot
 from kedit_core.training import EditorFolder
 from kedit_core.training.writing import write_editor
+from kedit_methods_meta.factors import Factors
 from kedit_methods_meta.malmen import MalmenEditor
 from kedit_methods_meta.malmen.reading import read
+from kedit_methods_meta.malmen.spill import Spill
 
 FEW = {"batch_size": 4, "eta": 1e-2}
 LOG_2 = 0.6931471805599453
@@ -193,6 +196,90 @@ def test_accumulating_needs_rounds_that_were_accumulated(folders: Path, tmp_path
         editor.edit(records(1, 1), evaluate=False)
 
 
+def test_patches_made_apart_are_solved_for_together_by_the_next(folders: Path) -> None:
+    """Their sum is not the solution of their rows, although nothing was taken off."""
+    edits = records(3)
+    editor = on(source(folders), accumulate=True)
+    apart = [editor.compute([each]) for each in edits[:2]]
+    for each in apart:
+        editor.apply(each)
+    last = editor.compute([edits[2]])
+    whole = change(on(source(folders)).compute(edits))
+    pair = change(on(source(folders)).compute(edits[:2]))
+    assert all(not torch.allclose(each, pair[name], rtol=1e-2) for name, each in change(*apart).items())
+    same(change(*apart, last), whole, 1e-4)
+    assert {each.type for each in last.operations} == {"dense_delta"}
+    # so do rounds that were joined to one patch, of which nothing is solved for anew
+    joined = on(source(folders), accumulate=True).edit(edits[:2], scenario="sequential", evaluate=False).patch
+    editor = on(source(folders), accumulate=True)
+    editor.apply(joined)
+    last = editor.compute([edits[2]])
+    same(change(joined, last), whole, 1e-4)
+    assert {each.type for each in last.operations} == {"low_rank_delta"}
+
+
+def test_a_fact_of_an_accumulated_round_is_dropped(folders: Path) -> None:
+    edits = records(3)
+    editor = on(source(folders), accumulate=True)
+    first, second = rounds(editor, [edits[:1], edits[1:]])
+    made = editor.drop(second, edits[1].id)
+    same(change(first, made), change(on(source(folders)).compute([edits[0], edits[2]])), 1e-4)
+
+
+def test_a_patch_without_its_rows_is_refused(folders: Path) -> None:
+    editor = on(source(folders), accumulate=True)
+    whole = editor.compute(records(1))
+    name = next(each for each in whole.state.tensors if each.startswith("keys."))
+    for tensors in (
+        {key: value for key, value in whole.state.tensors.items() if key != name},
+        {**whole.state.tensors, name: whole.state.tensors[name][:, 1:]},
+        {**whole.state.tensors, name: whole.state.tensors[name][1:]},
+    ):
+        patch = evolve(whole, state=evolve(whole.state, tensors=tensors))
+        editor.apply(patch)
+        with pytest.raises(InputError, match="lacks its keys or values"):
+            editor.edit(records(1, 1), evaluate=False)
+        editor.remove(patch)
+
+
+def test_spilling_changes_no_bit(folders: Path, tmp_path: Path) -> None:
+    """Keys and gradients in files; a folder that is not there is refused before any work."""
+    for token in ("ans", "mask"):
+        where = rewritten(tmp_path / token, source(folders), {"micro_batch": 2, "token": token})
+        (tmp_path / "spill").mkdir(exist_ok=True)
+        plain, spilled = (
+            editor_on("gpt2", "malmen", where, torch.float64, options=options).compute(records(5))
+            for options in ({}, {"spill": tmp_path / "spill"})
+        )
+        assert plain.to_bytes() == spilled.to_bytes()
+        assert not list((tmp_path / "spill").iterdir())
+    for wrong in (tmp_path / "nowhere", 3):
+        with pytest.raises(InputError, match="no folder"):
+            editor_on("gpt2", "malmen", where, torch.float64, options={"spill": wrong}).edit(records(1))
+
+
+def test_what_is_spilled_is_mapped_and_not_held(tmp_path: Path) -> None:
+    """Rows come back as they were, from files that have no name; also none at all, and to be written to."""
+    kept = Spill(tmp_path)
+    rows = torch.arange(12.0).view(4, 3)
+    for first, part in ((0, rows[:3]), (3, rows[3:])):
+        kept.add({"a": Factors(part, part[:, :2] + 1, torch.arange(first, first + len(part))),
+                  "b": Factors(part[:0], part[:0, :2], torch.arange(0))})  # fmt: skip
+    assert not list(tmp_path.iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        mapped: list[int] = []
+        real = np.memmap
+        patch.setattr(
+            np, "memmap", lambda *args, **named: (found := real(*args, **named), mapped.append(found.nbytes))[0]
+        )
+        found = kept.factors()
+    assert mapped == [rows.nbytes, rows[:, :2].nbytes]
+    assert torch.equal(found["a"].inputs, rows) and torch.equal(found["a"].gradients, rows[:, :2] + 1)
+    assert found["a"].edit.tolist() == [0, 1, 2, 3]
+    assert found["b"].inputs.shape == (0, 3) and found["b"].gradients.shape == (0, 2)
+    found["a"].inputs.add_(1)
+
+
 def test_strength_scales(folders: Path) -> None:
     usual, half = (change(on(source(folders), strength=each).compute(records(2))) for each in (1.0, 0.5))
     same({name: 0.5 * each for name, each in usual.items()}, half)
@@ -214,12 +301,19 @@ def test_a_fact_is_dropped_by_editing_again(folders: Path) -> None:
     patch = editor.compute(edits)
     made = editor.drop(patch, edits[1].id)
     same(change(made), change(editor.compute([edits[0], edits[2]])))
+    two = [edits[0], evolve(edits[1], case_id=edits[0].case_id), edits[2]]
+    same(change(editor.drop(editor.compute(two), str(edits[0].case_id))), change(editor.compute([edits[2]])))
     several = on(source(folders)).edit(edits, scenario="sequential", batch_size=1, evaluate=False).patch
     with pytest.raises(InputError, match="made in 3 rounds"):
         editor.drop(several, edits[1].id)
 
 
 def test_a_plan_tells_size_and_memory(folders: Path) -> None:
-    plan, made = on(source(folders)).plan(records(2)), on(source(folders)).compute(records(2))
-    assert plan["places"] == list(made.base.tensors)
-    assert 0.3 * len(made.to_bytes()) < plan["patch_bytes"] < 3 * len(made.to_bytes())
+    for family in ("gpt2", "t5"):
+        for settings in ({}, {"accumulate": True}):
+            editor = on(source(folders, family), family, **settings)
+            plan, made = editor.plan(records(2)), editor.compute(records(2))
+            assert plan["places"] == list(made.base.tensors)
+            held = [each for operation in made.operations for each in operation.tensors.values()]
+            numbers = sum(each.numel() for each in [*held, *made.state.tensors.values()])
+            assert plan["patch_bytes"] == 4 * numbers

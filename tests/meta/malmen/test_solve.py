@@ -80,6 +80,26 @@ def test_a_matrix_that_rounding_made_indefinite_is_solved_all_the_same() -> None
     torch.testing.assert_close(keys @ shift, torch.ones(6, OUT), rtol=1e-2, atol=1e-2)
 
 
+def test_sums_of_very_many_keys_are_taken_in_float64() -> None:
+    """In portions; what comes out is in the keys' own precision."""
+    keys, values = random(100_003, 3).float() + 30, random(100_003, 2, seed=1).float()
+    wanted = plain(keys.double(), values.double(), 0.7)
+    normal = Normal(keys, 0.7)
+    shift, gradient = normal.shift(values), random(3, 2, seed=2)
+    assert shift.dtype == torch.float32
+    torch.testing.assert_close(shift.double(), wanted, rtol=1e-5, atol=1e-7)
+    # which float32 alone does not give
+    single = torch.linalg.solve(keys.T @ keys + 0.7 * torch.eye(3), keys.T @ values)
+    assert float((single.double() - wanted).abs().max()) > 10 * float((shift.double() - wanted).abs().max())
+    pulled = normal.pulled(gradient.float())
+    assert pulled.shape == (100_003, 2)
+    each = keys.double() @ torch.linalg.solve(keys.double().T @ keys.double() + 0.7 * torch.eye(3).double(), gradient)
+    torch.testing.assert_close(pulled.double(), each, rtol=1e-4, atol=1e-8)
+    ridge = -0.7 * (torch.linalg.solve(keys.double().T @ keys.double() + 0.7 * torch.eye(3), gradient) * wanted).sum()
+    torch.testing.assert_close(normal.pulled_ridge(gradient.float(), values).double(), ridge, rtol=1e-4, atol=0)
+    torch.testing.assert_close(normal.spread(slice(0, 2)), normal.spread()[:2])
+
+
 def test_the_ridge_is_clamped() -> None:
     assert ridge_of(torch.tensor([-50.0, 0.0, 50.0])).tolist() == pytest.approx(
         [torch.exp(torch.tensor(-20.0)).item(), 1.0, torch.exp(torch.tensor(20.0)).item()]

@@ -10,7 +10,7 @@ import torch
 from meta_tools import editor_on, records, trained, trainer_on
 from torch import Tensor
 
-from kedit_core.errors import HyperParamsError
+from kedit_core.errors import HyperParamsError, InputError
 from kedit_core.testing.snapshot import weights
 from kedit_core.training import EditorFolder, train
 from kedit_core.training.losses import kl
@@ -144,6 +144,51 @@ def test_9_phase_b_needs_memory_for_one_chunk_only() -> None:
                 sizes[count] = max(sizes.get(count, 0), kept)
                 del chunk
     assert sizes[4] == sizes[12] > 0
+
+
+def test_a_batch_with_numbers_that_are_none_is_left_out(tmp_path: Path) -> None:
+    """Whether keys and gradients are not finite, or what the edited model says; the training goes on without it."""
+    few = {**FEW, "batch_size": 4, "micro_batch": 4, "iterations": 4, "val_interval": 4}
+    for call in (1, 3):  # a step reads the edits, then the unrelated, then both on the edited model
+        editor, calls = editor_on("gpt2", "malmen"), []
+
+        def spoil(module: Any, args: Any, output: Tensor, last: int = call, seen: list[int] = calls) -> Tensor:
+            seen.append(1)
+            return output * torch.nan if len(seen) == last else output
+
+        editor.model.lm_head.register_forward_hook(spoil)
+        training = train(editor, records(8), tmp_path / str(call), few, validation=records(3, 20))
+        assert (training.outcome.skipped, training.outcome.updates) == (1, 3)
+        assert all(bool(torch.isfinite(each).all()) for each in EditorFolder.read(training.folder).tensors.values())
+
+
+def test_ridges_stay_where_they_have_an_effect(tmp_path: Path) -> None:
+    """A step that would carry one's logarithm beyond 20 leaves it there."""
+    editor = editor_on("gpt2", "malmen")
+    settings = {**FEW, "log_ridge": 19.9, "lr": 0.5, "clip": 1e9, "iterations": 2, "val_interval": 1}
+    training = train(editor, records(8), tmp_path / "e", settings, validation=records(3, 20))
+    found = EditorFolder.read(training.folder).tensors["log_ridge"]
+    assert bool((found.abs() <= 20).all())
+    trainer = a_trainer()
+    with torch.no_grad():
+        trainer.module.log_ridge.copy_(torch.tensor([-21.0, 3.0]))
+    trainer.after_update()
+    assert trainer.module.log_ridge.tolist() == [-20.0, 3.0]
+
+
+def test_spilling_changes_nothing(tmp_path: Path) -> None:
+    """Keys and gradients in files of the folder it names, which are gone afterwards."""
+    editors = []
+    for name, options in (("memory", {}), ("files", {"spill": str(tmp_path)})):
+        training = train(
+            editor_on("gpt2", "malmen"), records(8), tmp_path / name, {**FEW, "iterations": 3, "val_interval": 3},
+            validation=records(3, 20), options=options,
+        )  # fmt: skip
+        editors.append(EditorFolder.read(training.folder))
+    assert editors[0].digest == editors[1].digest
+    assert not [each for each in tmp_path.iterdir() if each.is_file()]
+    with pytest.raises(InputError, match="no folder"):
+        train(editor_on("gpt2", "malmen"), records(8), tmp_path / "no", FEW, options={"spill": str(tmp_path / "x")})
 
 
 def test_the_last_few_records_make_a_step_too(tmp_path: Path) -> None:

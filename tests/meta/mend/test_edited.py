@@ -122,6 +122,11 @@ def test_an_empty_edit_changes_no_bit_and_hooks_are_gone_after_an_error() -> Non
         place.name: LowRank(torch.zeros(0, place.width), torch.zeros(0, place.out), torch.zeros(0)) for place in places
     }
     assert torch.equal(edited_logits(context.forward, asked, places, none), base)
+    # as differentiable as any edit: a training may meet one whose answers are certain already
+    alpha = torch.ones((), requires_grad=True)
+    scaled = {name: LowRank(each.inputs, alpha * each.outputs, each.edit) for name, each in none.items()}
+    logits = edited_logits(context.forward, asked, places, scaled, torch.zeros(1, dtype=torch.long))
+    assert torch.autograd.grad(logits.sum(), [alpha])[0] == 0
     before = Snapshot(context.model)
     with pytest.raises(RuntimeError, match="stopped"), edited(context.forward, places, low_rank(places)):
         raise RuntimeError("stopped")

@@ -12,9 +12,11 @@ from meta_tools import editor_on, records, stacked, trained
 from torch import Tensor
 
 from kedit_core import Editor, EditRequest
-from kedit_core.errors import BaseMismatchError, InputError, RequestError, RequirementError
+from kedit_core.errors import BaseMismatchError, InputError, MethodError, RequestError, RequirementError
 from kedit_core.patches import EditPatch, LowRankDelta
+from kedit_core.plugins import Catalogue
 from kedit_core.testing.snapshot import Snapshot
+from kedit_core.testing.tiny import tiny
 from kedit_core.training import EditorFolder
 from kedit_core.training.writing import write_editor
 from kedit_methods_meta.factors import gradient_factors
@@ -183,9 +185,96 @@ def test_what_does_not_fit_is_refused_before_any_work(folders: Path, tmp_path: P
     damaged = rewritten(tmp_path / "damaged", source, {"layers": [0]})
     with pytest.raises(InputError, match="weights are not those"):
         editor_on("gpt2", "mend", damaged).edit([FRANCE], evaluate=False)
-    short = rewritten(tmp_path / "short", source, alpha=torch.zeros(1))
-    with pytest.raises(InputError, match="do not go with its settings"):
-        editor_on("gpt2", "mend", short).edit([FRANCE], evaluate=False)
+    tensors = EditorFolder.read(source).tensors
+    count = next(name for name in tensors if name.endswith("normaliser.count"))
+    for name, wrong, fault in (
+        ("short", {"alpha": torch.zeros(1)}, "do not go with its settings"),
+        ("broken", {"alpha": torch.full((4,), torch.nan)}, "'alpha' is not of finite numbers"),
+        ("untrained", {count: torch.zeros_like(tensors[count])}, "after 0 rows; train it"),
+    ):
+        editor = editor_on("gpt2", "mend", rewritten(tmp_path / name, source, **wrong))
+        editor.model.register_forward_pre_hook(_never)
+        with pytest.raises(InputError, match=fault):
+            editor.edit([FRANCE], evaluate=False)
+    # what an editor without normaliser has counted does not matter
+    plain = rewritten(tmp_path / "plain", source, {"norm": False}, **{count: torch.zeros_like(tensors[count])})
+    editor_on("gpt2", "mend", plain).edit([FRANCE], evaluate=False)
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError("the model was run")
+
+
+def test_a_row_may_be_as_long_as_the_model(folders: Path) -> None:
+    """The last token of an answer is not read."""
+    editor = an_editor(folders)
+    context = editor.context()
+    texts = [f"{'word ' * words}{'a' * letters} is" for words in range(30, 60) for letters in (1, 2, 3)]
+    pairs = [context.tokens.pair(text, "Rome") for text in texts]
+    lengths = [len(pair.prompt_ids) + len(pair.target_ids) for pair in pairs]
+    editor.compute([evolve(FRANCE, prompt=texts[lengths.index(129)], subject=None)])
+    with pytest.raises(RequestError, match="128 positions"):
+        editor.compute([evolve(FRANCE, prompt=texts[lengths.index(130)], subject=None)])
+
+
+def test_certain_answers_have_no_gradient(folders: Path) -> None:
+    """Alone they are refused; in company they change nothing."""
+    editor = an_editor(folders, dtype=torch.float64, hparams={"portion": 2})  # which keeps their order
+    usual = change(editor, editor.compute([FRANCE]))
+    known = evolve(BOB, target_new="a")
+    (token,) = editor.context().tokens.pair(known.prompt, known.target_new).target_ids
+
+    def certain(module: Any, args: Any, output: Tensor) -> Tensor:
+        """The last of the asked tokens."""
+        return torch.cat([output[:, :-1], 1e5 * torch.eye(output.shape[-1]).to(output)[token].view(1, 1, -1)], dim=1)
+
+    editor.model.lm_head.register_forward_hook(certain)
+    with pytest.raises(MethodError, match="certainty already"):
+        editor.compute([known])
+    both = change(editor, editor.compute([FRANCE, known]))
+    for name, each in usual.items():
+        torch.testing.assert_close(both[name], each, rtol=1e-6, atol=1e-12)
+
+
+def test_float16_is_warned_of(folders: Path) -> None:
+    source = trained(folders / "gpt2-float32", "gpt2", "mend")
+    for dtype, told in ((torch.float16, ["half_precision_gradients"]), (torch.bfloat16, [])):
+        result = editor_on("gpt2", "mend", source, dtype).edit([FRANCE], evaluate=False)
+        assert [each.code for each in result.warnings] == told
+
+
+def test_a_fact_is_dropped_by_editing_again(folders: Path, tmp_path: Path) -> None:
+    """Also a case of several facts; not with another editor."""
+    editor = an_editor(folders, dtype=torch.float64)
+    two = evolve(BOB, case_id="a")
+    patch = editor.compute([FRANCE, ALICE, two])
+    for case, left in (("b", [FRANCE, two]), ("a", [ALICE])):
+        made, wanted = change(editor, editor.drop(patch, case)), change(editor, editor.compute(left))
+        for name, each in made.items():
+            torch.testing.assert_close(each, wanted[name], rtol=1e-6, atol=1e-12)
+    other = rewritten(tmp_path / "other", folders / "gpt2-float64", alpha=torch.full((4,), 0.5))
+    with pytest.raises(InputError, match="made with another editor"):
+        editor_on("gpt2", "mend", other, torch.float64).drop(patch, "b")
+
+
+def test_a_patch_needs_neither_editor_nor_this_package(folders: Path, tmp_path: Path) -> None:
+    editor = an_editor(folders)
+    editor.edit([FRANCE], evaluate=False).patch.save(tmp_path / "patch.safetensors")
+    ids = editor.tokenizer(FRANCE.prompt, return_tensors="pt")["input_ids"]
+    bare = Editor(*tiny("gpt2"), None, catalogue=Catalogue([]))
+    bare.apply(EditPatch.load(tmp_path / "patch.safetensors"))
+    assert torch.equal(bare.model(ids).logits, editor.model(ids).logits)
+
+
+def test_hundreds_of_edits_are_one_update(folders: Path) -> None:
+    """As many in one batch as one at a time on the same weights, and a patch no larger than the weights."""
+    editor = an_editor(folders, dtype=torch.float64)
+    patch = editor.compute(records(300))
+    assert len(patch.requests) == 300
+    assert all(operation.type == "dense_delta" for operation in patch.operations)
+    some = change(editor, editor.compute(records(150))), change(editor, editor.compute(records(150, 150)))
+    for name, each in change(editor, patch).items():
+        torch.testing.assert_close(each, some[0][name] + some[1][name], rtol=0, atol=1e-6 * float(each.abs().max()))
 
 
 def test_the_patch_names_its_editor(folders: Path) -> None:

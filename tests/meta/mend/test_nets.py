@@ -37,8 +37,8 @@ def some_factors(places: tuple[Place, ...] = PLACES, rows: int = 6, seed: int = 
 def an_editor(seen: int = 3, **settings: Any) -> MendEditor:
     made = MendEditor(PLACES, MendEditorSettings(**settings), 0.3, torch.Generator().manual_seed(0)).double()
     for seed in range(seen):
-        for normaliser, rows in made.observed(some_factors(seed=100 + seed)):
-            normaliser.update(rows)
+        for normaliser, summary in made.observed(some_factors(seed=100 + seed)):
+            normaliser.merge(*summary)
     return made
 
 
@@ -77,12 +77,22 @@ def test_8_normalising_counts_nothing() -> None:
         assert all(torch.equal(before[name], value) for name, value in editor.named_buffers())
 
 
-def test_one_row_is_too_few() -> None:
+def test_one_row_is_too_few_to_edit_with_and_enough_to_begin_training() -> None:
+    """The first edit of a training may have one token: it is its own mean, and a later one has a deviation."""
     normaliser = Normaliser(3, 1e-7)
     for rows in (0, 1):
-        normaliser.update(torch.ones(rows, 3))
+        normaliser.eval().update(torch.ones(rows, 3))
         with pytest.raises(MethodError, match=f"after {rows} rows"):
             normaliser(torch.ones(1, 3))
+        with pytest.raises(InputError, match=f"after {rows} rows"):
+            normaliser.check()
+        assert torch.equal(normaliser.train()(torch.ones(1, 3)), torch.zeros(1, 3))
+    normaliser.update(3 * torch.ones(1, 3))
+    normaliser.check()
+    torch.testing.assert_close(normaliser(torch.ones(1, 3)), torch.full((1, 3), -(2**-0.5)), rtol=1e-6, atol=0)
+    normaliser.m2.neg_()
+    with pytest.raises(InputError, match="squares below 0"):
+        normaliser.check()
 
 
 def test_a_floor_keeps_constants_from_exploding() -> None:
@@ -227,3 +237,6 @@ def test_what_is_loaded_is_what_was_saved() -> None:
     for tensors in ({}, {**editor.tensors(), "more": torch.ones(1)}, {**editor.tensors(), "alpha": torch.ones(9)}):
         with pytest.raises(InputError, match="do not go with its settings"):
             other.load(tensors)
+    for wrong in (torch.full((3,), torch.nan), torch.full((3,), torch.inf), torch.ones(3, dtype=torch.long)):
+        with pytest.raises(InputError, match="'alpha' is not of finite numbers"):
+            other.load({**editor.tensors(), "alpha": wrong})

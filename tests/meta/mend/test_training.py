@@ -12,6 +12,7 @@ from meta_tools import catalogue, editor_on, records, trained, trainer_on
 from torch import Tensor
 
 from kedit_core.errors import HyperParamsError, InputError, RequestError
+from kedit_core.requests import Probe
 from kedit_core.testing.snapshot import weights
 from kedit_core.training import EditorFolder, train
 from kedit_core.training.records import EditExample
@@ -274,10 +275,50 @@ def test_an_instruction_stands_before_the_edit_alone() -> None:
         trainer_on("gpt2", "mend", {**FEW, "instruction": "{task} "}, train_on=lacking)
 
 
+@pytest.mark.parametrize("method", ["mend", "malmen"])
+def test_a_training_may_begin_with_one_token(tmp_path: Path, method: str) -> None:
+    """One place of the last block is read where the answer is asked for: of an answer of one token, one row."""
+    one = [evolve(each, target_new="a", ground_truth="b") for each in records(4)]
+    settings = {"layers": [-1], "parts": ["mlp_out"], "batch_size": 1, "iterations": 3, "accumulate": 1}
+    training = train(editor_on("gpt2", method), one, tmp_path / "e", settings, validation=records(2, 20))
+    assert (training.outcome.updates, training.outcome.skipped) == (3, 0)
+    count = next(v for k, v in EditorFolder.read(tmp_path / "e").tensors.items() if k.endswith("normaliser.count"))
+    assert float(count) == 3
+
+
+def test_float16_is_warned_of() -> None:
+    told = trainer_on("gpt2", "mend", FEW, torch.float16).context.warnings
+    assert [each.code for each in told] == ["half_precision_gradients"]
+
+
+def test_a_batch_that_is_certain_already_is_a_step(tmp_path: Path) -> None:
+    """Without any gradient to edit with, nothing is edited, and nothing breaks."""
+    trainer = a_trainer(batch_size=1)
+    trainer.run_step(drawn(trainer, 1, 3))
+    batch = drawn(trainer, 1)
+    asked = torch.tensor(trainer.pair(*batch[0].inner).target_ids)
+
+    def certain(module: Any, args: Any, output: Tensor) -> Tensor:
+        sure = torch.zeros_like(output[:, : len(asked)]).scatter(-1, asked.view(1, -1, 1), 1e5)
+        return torch.cat([sure, output[:, len(asked) :]], dim=1)
+
+    handle = trainer.context.model.lm_head.register_forward_hook(certain)
+    total, found = gradients(trainer, batch)
+    handle.remove()
+    assert torch.isfinite(total)
+    assert all(not bool(each.any()) for each in found)
+
+
 def test_records_and_settings_that_do_not_suit_are_refused(tmp_path: Path) -> None:
-    long = [*records(7), evolve(records(1, 7)[0], prompt="word " * 200)]
-    with pytest.raises(RequestError, match="the model has 128 positions"):
-        trainer_on("gpt2", "mend", FEW, train_on=long)
+    record = records(1, 7)[0]
+    for long in (
+        evolve(record, prompt="word " * 200),
+        evolve(record, rephrase_prompts=("word " * 200,)),
+        evolve(record, ground_truth="word " * 200),
+        evolve(record, locality={"near": (Probe(prompt="word " * 200, answers=("Latin",)),)}),
+    ):
+        with pytest.raises(RequestError, match="the model has 128 positions"):
+            trainer_on("gpt2", "mend", FEW, train_on=[*records(7), long])
     with pytest.raises(InputError, match="block 7"):
         trainer_on("gpt2", "mend", {"layers": [7]})
     for wrong in ({"n_edits": 2}, {"parts": []}, {"instruction": "{a.b}"}, {"sign": 0}, {"no_such": 1}):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-from attrs import field, frozen, validators
+from attrs import field, fields, frozen, validators
 
 from kedit_core.hparams import HyperParams
 
 Part: TypeAlias = Literal["mlp_in", "mlp_gate", "mlp_out", "attn_out"]
+
+S = TypeVar("S", bound=HyperParams)
 
 positive: Any = validators.gt(0)
 not_negative: Any = validators.ge(0)
@@ -25,6 +27,11 @@ def named_once(instance: Any, attribute: Any, value: Sequence[str]) -> None:
     """A validator: one part or more, each once."""
     if not value or len(set(value)) != len(value) or not set(value) <= set(get_args(Part)):
         raise ValueError(f"name one or more of {', '.join(get_args(Part))}, each once")
+
+
+def part_of(settings: HyperParams, kind: type[S]) -> S:
+    """Those of a training's settings that its editor keeps."""
+    return kind(**{each.name: getattr(settings, each.name) for each in fields(kind)})
 
 
 @frozen(kw_only=True, slots=False)  # slots would not mix with those of the settings of a training

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from attrs import field, fields, frozen
+from attrs import field, frozen
 
 from kedit_core.hparams import HyperParams
 from kedit_core.training.settings import EditTrainingHyperParams
-from kedit_methods_meta.hparams.editor import EditorSettings, Part, at_least_one, not_negative, one_of, positive
+from kedit_methods_meta.hparams.editor import (
+    EditorSettings,
+    Part,
+    at_least_one,
+    not_negative,
+    one_of,
+    part_of,
+    positive,
+)
 
 Token: TypeAlias = Literal["ans", "mask"]
 Reduction: TypeAlias = Literal["edit_mean", "portion_mean", "sum"]
@@ -57,8 +65,9 @@ class MalmenEditorSettings(EditorSettings):
 class MalmenTrainingHyperParams(MalmenEditorSettings, EditTrainingHyperParams):
     """What is set when a MALMEN editor is trained (defaults: Tan et al. 2024).
 
-    ``batch_size`` is how many edits are made together in a step, which its memory does not depend on, and ``lr`` the
-    rate of all that is learned. The paper makes one pass over its records: ``iterations`` = records / ``batch_size``.
+    ``batch_size`` is how many edits are made together in a step, and ``lr`` the rate of all that is learned. The paper
+    makes one pass over its records: ``iterations`` = records / ``batch_size``. All that counts iterations is smaller
+    than elsewhere, since each is of hundreds of edits.
 
     Attributes:
         eta: first step size of each edited weight.
@@ -72,10 +81,14 @@ class MalmenTrainingHyperParams(MalmenEditorSettings, EditTrainingHyperParams):
     c_loc: float = field(default=1.0, validator=not_negative)
     batch_size: int = field(default=512, validator=at_least_one)
     accumulate: int = field(default=1, validator=at_least_one)
+    iterations: int = field(default=1000, validator=at_least_one)
+    val_interval: int = field(default=100, validator=at_least_one)
+    save_interval: int = field(default=100, validator=at_least_one)
+    log_interval: int = field(default=10, validator=at_least_one)
     lr: float = field(default=1e-5, validator=positive)
     clip: float = field(default=1.0, validator=positive)
 
     @property
     def editor(self) -> MalmenEditorSettings:
         """The part of the settings that the editor keeps."""
-        return MalmenEditorSettings(**{each.name: getattr(self, each.name) for each in fields(MalmenEditorSettings)})
+        return part_of(self, MalmenEditorSettings)

@@ -6,11 +6,11 @@ import string
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from attrs import field, fields, frozen, validators
+from attrs import field, frozen, validators
 
 from kedit_core.hparams import HyperParams
 from kedit_core.training.settings import EditTrainingHyperParams
-from kedit_methods_meta.hparams.editor import EditorSettings, at_least_one, not_negative, one_of, positive
+from kedit_methods_meta.hparams.editor import EditorSettings, at_least_one, not_negative, one_of, part_of, positive
 
 Transform: TypeAlias = Literal["combined", "separate", "inputs", "gradients", "smaller"]
 Init: TypeAlias = Literal["id", "xavier"]
@@ -58,7 +58,7 @@ class MendEditorSettings(EditorSettings):
             ``gradients`` only one of them, ``smaller`` the one of fewer numbers.
         shared: weights of equal shape share a net (and differ in its scales and shifts).
         sd_floor: keep deviations of the normaliser away from zero, for inputs that are constant in training.
-        sign: the update is ``sign * alpha * g``; 1 reads checkpoints of the published code.
+        sign: the update is ``sign * alpha * g``; the published code and its checkpoints have 1.
         reduction: of the loss whose gradient is taken: ``edit_mean`` adds up each edit's mean over its tokens, so that
             an edit's factors do not depend on its company; ``batch_mean`` is the published mean over all edits' tokens
             (edit as many at once as in training then).
@@ -114,4 +114,4 @@ class MendTrainingHyperParams(MendEditorSettings, EditTrainingHyperParams):
     @property
     def editor(self) -> MendEditorSettings:
         """The part of the settings that the editor keeps."""
-        return MendEditorSettings(**{each.name: getattr(self, each.name) for each in fields(MendEditorSettings)})
+        return part_of(self, MendEditorSettings)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 from torch import Tensor, nn
 
 from kedit_methods_meta.factors import Factors
 from kedit_methods_meta.hparams.malmen import MalmenEditorSettings
 from kedit_methods_meta.malmen.nets import KeyNet
 from kedit_methods_meta.malmen.solve import Normal, ridge_of
+from kedit_methods_meta.normaliser import Normaliser
 from kedit_methods_meta.places import Place
-from kedit_methods_meta.shape_nets import EditorModule, Group
+from kedit_methods_meta.shape_nets import Counted, EditorModule
 
 
 @frozen(eq=False)
@@ -53,24 +54,29 @@ class MalmenEditor(EditorModule):
         log_ridge: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        self._generator = generator
-        super().__init__(places, settings)
-        self._generator = None
+        super().__init__(places, settings, generator=generator)
         self.eta = nn.Parameter(torch.full((len(self.places),), eta))
         self.log_ridge = nn.Parameter(torch.full((len(self.places),), log_ridge))
 
-    def make_net(self, width: int, out: int, modes: int) -> KeyNet:
-        return KeyNet(width, out, modes, self.settings, self._generator)
+    def make_net(self, width: int, out: int, modes: int, generator: torch.Generator | None) -> KeyNet:
+        return KeyNet(width, out, modes, self.settings, generator)
 
     def chunks(self, factors: Mapping[str, Factors]) -> Iterator[Chunk]:
         """Wanted changes, ``settings.chunk`` rows at a time, so that a graph is never larger than one chunk's."""
-        for group in self.groups(factors):
-            for part, rows in _cut(group, self.settings.chunk):
-                name = part.names[0]
-                keys, gradients = part.net(part.rows, part.mode)
-                raw = part.rows[:, : keys.shape[1]].to(keys)
-                step = self.eta[self.number(name)]
-                yield Chunk(name, rows, -step * (raw * keys).sum(-1, keepdim=True) * gradients)
+        for part, rows in self.pieces(factors, self.settings.chunk):
+            name = part.names[0]
+            keys, gradients = part.net(part.rows, part.mode)
+            raw = part.rows[:, : keys.shape[1]].to(keys)
+            step = self.eta[self.number(name)]
+            yield Chunk(name, rows, -step * (raw * keys).sum(-1, keepdim=True) * gradients)
+
+    def observed(self, factors: Mapping[str, Factors]) -> list[Counted]:
+        """As of any editor, but chunk by chunk: tokens of thousands of edits are not put together."""
+        found: dict[Normaliser, Normaliser] = {}
+        for part, _ in self.pieces(factors, self.settings.chunk):
+            mine = part.net.normaliser
+            found.setdefault(mine, Normaliser(part.rows.shape[1], mine.eps).to(self.device)).update(part.rows)
+        return [(mine, (seen.count, seen.mean, seen.m2)) for mine, seen in found.items()]
 
     def values(self, factors: Mapping[str, Factors]) -> dict[str, Tensor]:
         """Wanted changes ``D [N, out]`` of all tokens, by name of weight, without gradients."""
@@ -81,19 +87,5 @@ class MalmenEditor(EditorModule):
         return {place.name: torch.cat(found[place.name]) for place in self.places if place.name in found}
 
     def normal(self, name: str, keys: Tensor) -> Normal:
-        """The normal equations of a weight's keys ``[N, in]`` with its ridge."""
-        return Normal(keys, float(ridge_of(self.log_ridge[self.number(name)].detach())))
-
-
-def _cut(group: Group, size: int) -> Iterator[tuple[Group, slice]]:
-    """A group weight by weight in pieces of ``size`` rows, each with its place among the weight's rows."""
-    start = 0
-    for name, count in zip(group.names, group.sizes, strict=True):
-        for first in range(0, count, size):
-            rows = slice(first, min(first + size, count))
-            here = slice(start + rows.start, start + rows.stop)
-            cut = evolve(
-                group, names=(name,), sizes=(rows.stop - rows.start,), rows=group.rows[here], mode=group.mode[here]
-            )
-            yield cut, rows
-        start += count
+        """The normal equations of a weight's keys ``[N, in]`` with its ridge, solved where the editor is."""
+        return Normal(keys, float(ridge_of(self.log_ridge[self.number(name)].detach())), self.device)

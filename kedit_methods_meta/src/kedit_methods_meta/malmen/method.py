@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from attrs import evolve
 from torch import Tensor
 
 from kedit_core.contract import hookimpl
@@ -15,7 +13,7 @@ from kedit_core.errors import MethodError
 from kedit_core.forward import Pair
 from kedit_core.patches import DenseDelta, EditPatch, LowRankDelta
 from kedit_core.requests import EditRequest
-from kedit_core.training import EditorFolder, TrainingContext
+from kedit_core.training import TrainingContext
 from kedit_methods_meta.dropping import remaining
 from kedit_methods_meta.edited import LowRank
 from kedit_methods_meta.factors import Factors
@@ -23,10 +21,12 @@ from kedit_methods_meta.hparams.malmen import MalmenHyperParams, MalmenTrainingH
 from kedit_methods_meta.malmen import accumulated
 from kedit_methods_meta.malmen.editor import MalmenEditor
 from kedit_methods_meta.malmen.reading import read
+from kedit_methods_meta.malmen.spill import spill_folder
 from kedit_methods_meta.malmen.training import MalmenTrainer
 from kedit_methods_meta.pairs import edit_pairs
-
-ROLE = "editor"
+from kedit_methods_meta.places import Place
+from kedit_methods_meta.planning import delta_bytes, seconds_of
+from kedit_methods_meta.saved_editor import loaded
 
 
 class Malmen:
@@ -36,9 +36,10 @@ class Malmen:
     solved for together, however many; in a sequence each round is solved on the weights as they are and added, or with
     ``accumulate`` all rounds are solved for anew on the unedited weights.
 
-    Memory beside the model: the editor once, the activations of a micro-batch, for each edited weight 8 (in + out)
-    bytes for each token and 8 times the square of the smaller of its inputs and its tokens. The patch holds
-    4 (in + out) bytes for each token and edited weight, or 4 in * out where that is less.
+    Memory beside the model: the editor once, the activations of a micro-batch, for each edited weight 4 in + 8 out
+    bytes for each token (with the option ``spill``, the path of a folder, all but 4 out of them are in files there) and
+    8 times the square of the smaller of its inputs and its tokens. The patch holds 4 (in + out) bytes for each token
+    and edited weight, or 4 in * out where that is less.
     """
 
     @hookimpl
@@ -48,25 +49,28 @@ class Malmen:
         Raises RequirementError, InputError, BaseMismatchError, RequestError; requests stay as they are.
         """
         if isinstance(context.hparams, MalmenHyperParams):
-            self._pairs(context, self._editor(context), requests)
+            editor = loaded(context, MalmenEditor)
+            self._pairs(context, editor, requests)
+            spill_folder(context.options)
             if context.hparams.accumulate:
-                accumulated.check(context, EditorFolder.load(context, ROLE).digest)
+                accumulated.earlier(context, editor)
 
     @hookimpl
     def compute_patch(
         self, context: EditContext, requests: Sequence[EditRequest], hparams: MalmenHyperParams
     ) -> EditPatch:
         """One delta for each edited weight."""
-        editor = self._editor(context)
+        editor = loaded(context, MalmenEditor)
         pairs = self._pairs(context, editor, requests)
+        kept: dict[str, Tensor] = {}
         if hparams.accumulate:
+            earlier = accumulated.earlier(context, editor)
             with context.stack.suspended():
                 factors, values = _wanted(context, editor, pairs, hparams)
-            operations, kept = accumulated.solve(context, editor, factors, values)
+            operations, kept = accumulated.solve(editor, earlier, factors, values)
         else:
             factors, values = _wanted(context, editor, pairs, hparams)
-            made = [_solved(editor, name, factors[name], values[name]) for name in values]
-            operations, kept = [each for each in made if each is not None], {}
+            operations = _operations(editor, factors, values)
         if not operations:
             raise MethodError("none of the requests has a token to edit at; check their prompts and answers")
         state = {
@@ -95,39 +99,23 @@ class Malmen:
         self, context: EditContext, requests: Sequence[EditRequest], hparams: MalmenHyperParams
     ) -> Mapping[str, Any]:
         """The edited weights, memory and size of the file from the number of tokens, and the time of one edit."""
-        editor = self._editor(context)
+        editor = loaded(context, MalmenEditor)
         pairs = self._pairs(context, editor, requests)
-        _wanted(context, editor, pairs[:1], hparams)  # also warms up
-        started = time.perf_counter()
-        factors, values = _wanted(context, editor, pairs[:1], hparams)
-        for name in values:
-            _solved(editor, name, factors[name], values[name])
-        seconds = time.perf_counter() - started
-        lengths = [len(p.target_ids) if editor.settings.token == "ans" else len(p.prompt_ids) for p in pairs]
-        tokens = sum(lengths)
-        rows = sum(4 * min(tokens * sum(place.shape), place.width * place.out) for place in editor.places)
-        squares = max(8 * min(tokens, place.width) ** 2 for place in editor.places)
-        held = sum(tensor.nbytes for tensor in editor.tensors().values())
+        seconds = seconds_of(lambda: _operations(editor, *_wanted(context, editor, pairs[:1], hparams)))
+        tokens = {place.name: sum(_tokens(place, pair, editor, context) for pair in pairs) for place in editor.places}
+        size = delta_bytes(editor.places, tokens)
+        kept = sum(4 * tokens[place.name] * sum(place.shape) for place in editor.places)
+        squares = max(8 * min(tokens[place.name], place.width) ** 2 for place in editor.places)
         return {
             "places": [place.name for place in editor.places],
             "seconds": seconds * len(pairs),
-            "memory_bytes": held + 3 * rows + squares,
-            "patch_bytes": rows * (2 if hparams.accumulate else 1),
+            "memory_bytes": editor.bytes + 2 * kept + size + squares,
+            "patch_bytes": size + (kept if hparams.accumulate else 0),
             "notes": [
-                f"an editor of {held / 1e6:.0f} MB; about {tokens} tokens are solved for",
+                f"an editor of {editor.bytes / 1e6:.0f} MB; {max(tokens.values())} tokens are solved for",
                 "time: of the first request alone on this machine, for each; together they go faster",
             ],
         }
-
-    def _editor(self, context: EditContext) -> MalmenEditor:
-        """The context's editor, loaded once."""
-        folder = EditorFolder.load(context, ROLE)
-        device = context.forward.device
-
-        def load() -> MalmenEditor:
-            return MalmenEditor.of(context.adapter, folder.config, folder.tensors).to(device)
-
-        return context.remember(("malmen editor", folder.digest, str(device)), load)
 
     @staticmethod
     def _pairs(context: EditContext, editor: MalmenEditor, requests: Sequence[EditRequest]) -> list[Pair]:
@@ -138,17 +126,33 @@ def _wanted(
     context: EditContext, editor: MalmenEditor, pairs: Sequence[Pair], hparams: MalmenHyperParams
 ) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     """Keys and wanted changes of all tokens, by name of weight, on the weights as they are now."""
-    factors = read(context.forward, pairs, editor.places, editor.settings)
-    values = {
-        name: hparams.strength * each.to(factors[name].inputs.dtype) for name, each in editor.values(factors).items()
-    }
-    here = {name: evolve(factors[name], inputs=factors[name].inputs.to(each.device)) for name, each in values.items()}
-    return here, values
+    factors = read(context.forward, pairs, editor.places, editor.settings, spill_folder(context.options))
+    values = editor.values(factors)
+    return factors, {name: hparams.strength * each.to(factors[name].inputs.dtype) for name, each in values.items()}
+
+
+def _operations(
+    editor: MalmenEditor, factors: Mapping[str, Factors], values: Mapping[str, Tensor]
+) -> list[LowRankDelta | DenseDelta]:
+    """One delta for each edited weight."""
+    made = [_solved(editor, name, factors[name], wanted) for name, wanted in values.items()]
+    return [operation for operation in made if operation is not None]
 
 
 def _solved(editor: MalmenEditor, name: str, factors: Factors, values: Tensor) -> LowRankDelta | DenseDelta | None:
-    normal = editor.normal(name, factors.inputs)
     rows, width = factors.inputs.shape
-    if rows and rows * (width + values.shape[1]) >= width * values.shape[1]:
+    if not rows:
+        return None
+    normal = editor.normal(name, factors.inputs)
+    if rows * (width + values.shape[1]) >= width * values.shape[1]:
         return DenseDelta(name, normal.shift(values).T)
-    return LowRank(normal.spread(), values, factors.edit).operation(name) if rows else None
+    return LowRank(normal.spread(), values, factors.edit).operation(name)
+
+
+def _tokens(place: Place, pair: Pair, editor: MalmenEditor, context: EditContext) -> int:
+    """How many keys a pair gives a place."""
+    if place.encoder:
+        return len(pair.prompt_ids)
+    if editor.settings.token == "ans" or context.adapter.is_encoder_decoder:
+        return len(pair.target_ids)
+    return len(pair.prompt_ids) + len(pair.target_ids) - 1

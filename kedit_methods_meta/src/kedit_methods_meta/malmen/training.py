@@ -6,19 +6,18 @@ chunk, so memory does not grow with the number of edits but for their keys and g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from attrs import define, field
 from torch import Tensor
 
 from kedit_core.errors import MethodError
-from kedit_core.forward import Pair
-from kedit_core.training import BaseTrainer, Stepped, TrainingContext
+from kedit_core.training import Stepped, TrainingContext
 from kedit_core.training.losses import kl
-from kedit_core.training.records import EditExample, Examples
+from kedit_methods_meta.edit_training import Batch, EditTrainer
 from kedit_methods_meta.edited import edited
 from kedit_methods_meta.factors import Factors, pass_factors, weighted
 from kedit_methods_meta.gathering import observe_everywhere
@@ -26,15 +25,11 @@ from kedit_methods_meta.hparams.malmen import MalmenTrainingHyperParams
 from kedit_methods_meta.losses import Reading, measured
 from kedit_methods_meta.malmen.editor import MalmenEditor
 from kedit_methods_meta.malmen.reading import read
-from kedit_methods_meta.malmen.solve import Normal
-from kedit_methods_meta.pairs import check_records, pair_of
-from kedit_methods_meta.places import places_of
+from kedit_methods_meta.malmen.solve import CLAMP, Normal
+from kedit_methods_meta.malmen.spill import spill_folder
 from kedit_methods_meta.questions import Questions, questions
 
-Batch: TypeAlias = tuple[EditExample, ...]
 Values: TypeAlias = dict[str, tuple[float, float]]
-
-_KEPT = 1 << 16  # texts whose ids are kept
 
 
 @define
@@ -58,66 +53,37 @@ class _Outcome:
             self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
 
 
-class MalmenTrainer(BaseTrainer[Batch]):
+class MalmenTrainer(EditTrainer):
     """Trains the nets, step sizes and ridges of a :class:`MalmenEditor`.
 
-    Memory beside the base: the editor four times (its gradients, Adam's two moments), keys and gradients of all edits
-    (8 (in + out) bytes for each of their tokens and edited weight), 12 in * out bytes for each edited weight, and the
-    activations of a micro-batch.
+    Memory beside the base: the editor four times (its gradients, Adam's two moments), for all edits 4 in + 12 out bytes
+    for each of their tokens and edited weight (8 out with the option ``spill``, which keeps keys and gradients in files
+    of the folder it names), 12 in * out bytes for each edited weight, and the activations of a micro-batch.
     """
 
     hparams: MalmenTrainingHyperParams
+    module: MalmenEditor
     keeps_incomplete = True
 
     def __init__(self, context: TrainingContext, hparams: MalmenTrainingHyperParams) -> None:
-        super().__init__(context, hparams)
-        self.places = places_of(context.adapter, hparams.parts, hparams.layers, hparams.decoder_layers)
-        self.examples = Examples(context.requests, hparams)
-        self.count = self.examples.count
-        self._validating = Examples(context.validation, hparams, unrelated=context.requests)
-        self.pair = lru_cache(_KEPT)(self._pair)
-        check_records(context, [*context.requests, *context.validation], self.pair)
-        self.module = MalmenEditor(
-            self.places,
-            hparams.editor,
-            hparams.eta,
-            hparams.log_ridge,
-            torch.Generator().manual_seed(context.seed),
-        ).to(context.forward.device)
+        self._spill = spill_folder(context.options)
+        super().__init__(context, hparams, hparams.editor)
 
-    # ------------------------------------------------------------------ data
-    def draw(self, indices: Sequence[int], generator: torch.Generator) -> Batch:
-        return self.examples.draw(indices, generator)
+    def make_editor(self, generator: torch.Generator) -> MalmenEditor:
+        return MalmenEditor(self.places, self.hparams.editor, self.hparams.eta, self.hparams.log_ridge, generator)
 
-    def validation(self) -> Sequence[Batch]:
-        return self._validating.batches(self.hparams.batch_size, self.hparams.val_items, self.context.seed)
-
-    def _pair(self, prompt: str, answer: str) -> Pair:
-        return pair_of(self.context.tokens, prompt, answer, self.hparams.append_eos)
-
-    # ------------------------------------------------------------------ what is trained
-    def parameters(self) -> Mapping[str, Tensor]:
-        return dict(self.module.named_parameters())
-
-    def buffers(self) -> Mapping[str, Tensor]:
-        return dict(self.module.named_buffers())
-
-    def editor(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        return self.module.tensors(), self.module.config()
+    def after_update(self) -> None:
+        """Keep the ridges' logarithms where they have an effect, so that none drifts away for good."""
+        with torch.no_grad():
+            self.module.log_ridge.clamp_(-CLAMP, CLAMP)
 
     # ------------------------------------------------------------------ steps
-    def run_step(self, batch: Batch) -> Stepped:
-        return self._step(batch, learning=True)
-
-    def validate_step(self, batch: Batch) -> Stepped:
-        return self._step(batch, learning=False)
-
-    def _step(self, batch: Batch, learning: bool) -> Stepped:
+    def step(self, batch: Batch, learning: bool) -> Stepped:
         factors = self._factors(batch)
         if learning:
             observe_everywhere(self, self.module.observed(factors))
         values = self.module.values(factors)
-        solved = {name: self.module.normal(name, each.inputs.to(values[name].device)) for name, each in factors.items()}
+        solved = {name: self.module.normal(name, each.inputs) for name, each in factors.items()}
         shifts = {name: normal.shift(values[name]).T for name, normal in solved.items()}
         outcome = self._edited(batch, shifts, learning)
         total = torch.tensor(self.hparams.c_edit * outcome.edit + self.hparams.c_loc * outcome.locality)
@@ -132,7 +98,8 @@ class MalmenTrainer(BaseTrainer[Batch]):
 
     def _factors(self, batch: Batch) -> dict[str, Factors]:
         pairs = [self.pair(*example.inner) for example in batch]
-        return read(self.context.forward, pairs, self.places, self.hparams.editor)
+        # what is not finite is seen in the losses, and the loop leaves such a micro-batch out
+        return read(self.context.forward, pairs, self.places, self.hparams.editor, self._spill, check=False)
 
     # phase A: the model, with the nets' work as constants
     def _edited(self, batch: Batch, shifts: Mapping[str, Tensor], learning: bool) -> _Outcome:

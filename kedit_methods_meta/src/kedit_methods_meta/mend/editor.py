@@ -36,13 +36,11 @@ class MendEditor(EditorModule):
         alpha: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        self._generator = generator
-        super().__init__(places, settings, settings.shared)
-        self._generator = None
+        super().__init__(places, settings, settings.shared, generator)
         self.alpha = nn.Parameter(torch.full((len(self.places),), alpha))
 
-    def make_net(self, width: int, out: int, modes: int) -> FactorNet:
-        return FactorNet(width, out, modes, self.settings, self._generator)
+    def make_net(self, width: int, out: int, modes: int, generator: torch.Generator | None) -> FactorNet:
+        return FactorNet(width, out, modes, self.settings, generator)
 
     def forward(self, factors: Mapping[str, Factors], strength: float = 1.0) -> dict[str, LowRank]:
         """The edit that these factors, by name of weight, are made into; differentiable in all parameters.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from kedit_core.errors import MethodError
 from kedit_core.forward import Pair
 from kedit_core.patches import EditPatch
 from kedit_core.requests import EditRequest
-from kedit_core.training import EditorFolder, TrainingContext
+from kedit_core.training import TrainingContext
 from kedit_methods_meta.dropping import remaining
 from kedit_methods_meta.edited import LowRank
 from kedit_methods_meta.factors import gradient_factors
@@ -22,8 +21,8 @@ from kedit_methods_meta.hparams.mend import MendHyperParams, MendTrainingHyperPa
 from kedit_methods_meta.mend.editor import MendEditor
 from kedit_methods_meta.mend.training import MendTrainer
 from kedit_methods_meta.pairs import edit_pairs
-
-ROLE = "editor"
+from kedit_methods_meta.planning import delta_bytes, seconds_of
+from kedit_methods_meta.saved_editor import loaded
 
 
 class Mend:
@@ -44,14 +43,14 @@ class Mend:
         Raises RequirementError, InputError, BaseMismatchError, RequestError; requests stay as they are.
         """
         if isinstance(context.hparams, MendHyperParams):
-            self._pairs(context, self._editor(context), requests)
+            self._pairs(context, loaded(context, MendEditor), requests)
 
     @hookimpl
     def compute_patch(
         self, context: EditContext, requests: Sequence[EditRequest], hparams: MendHyperParams
     ) -> EditPatch:
         """One delta for each edited weight."""
-        editor = self._editor(context)
+        editor = loaded(context, MendEditor)
         pairs = self._pairs(context, editor, requests)
         changes = _changes(context, editor, pairs, hparams)
         made = [change.operation(name) for name, change in changes.items()]
@@ -84,35 +83,21 @@ class Mend:
         self, context: EditContext, requests: Sequence[EditRequest], hparams: MendHyperParams
     ) -> Mapping[str, Any]:
         """The edited weights, memory and size of the file from the number of tokens, and the time of one edit."""
-        editor = self._editor(context)
+        editor = loaded(context, MendEditor)
         pairs = self._pairs(context, editor, requests)
-        _changes(context, editor, pairs[:1], hparams)  # also warms up
-        started = time.perf_counter()
-        _changes(context, editor, pairs[:1], hparams)
-        seconds = time.perf_counter() - started
+        seconds = seconds_of(lambda: _changes(context, editor, pairs[:1], hparams))
         tokens = sum(len(pair.prompt_ids) + len(pair.target_ids) for pair in pairs)
-        factors = sum(4 * min(tokens * sum(place.shape), place.width * place.out) for place in editor.places)
-        held = sum(tensor.nbytes for tensor in editor.tensors().values())
+        size = delta_bytes(editor.places, {place.name: tokens for place in editor.places})
         return {
             "places": [place.name for place in editor.places],
             "seconds": seconds * len(pairs),
-            "memory_bytes": held + 3 * factors + context.memory_budget // 4,
-            "patch_bytes": factors,
+            "memory_bytes": editor.bytes + 3 * size + context.memory_budget // 4,
+            "patch_bytes": size,
             "notes": [
-                f"an editor of {held / 1e6:.0f} MB; rank at most {tokens} (tokens of all requests)",
+                f"an editor of {editor.bytes / 1e6:.0f} MB; rank at most {tokens} (tokens of all requests)",
                 "time: of the first request alone on this machine, for each; together they go faster",
             ],
         }
-
-    def _editor(self, context: EditContext) -> MendEditor:
-        """The context's editor, loaded once."""
-        folder = EditorFolder.load(context, ROLE)
-        device = context.forward.device
-
-        def load() -> MendEditor:
-            return MendEditor.of(context.adapter, folder.config, folder.tensors).to(device)
-
-        return context.remember(("mend editor", folder.digest, str(device)), load)
 
     @staticmethod
     def _pairs(context: EditContext, editor: MendEditor, requests: Sequence[EditRequest]) -> list[Pair]:

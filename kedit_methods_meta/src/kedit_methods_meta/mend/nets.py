@@ -77,7 +77,7 @@ class FactorNet(ShapeNet):
         self, width: int, out: int, modes: int, settings: MendEditorSettings, generator: torch.Generator | None
     ) -> None:
         super().__init__()
-        self.width, self.out, self.norm = width, out, settings.norm
+        self.width, self.out, self.normalises = width, out, settings.norm
         self.normaliser = Normaliser(width + out, _EPS, settings.sd_floor)
         which = settings.transform
         if which == "smaller":
@@ -97,7 +97,7 @@ class FactorNet(ShapeNet):
         MethodError when nothing was counted yet.
         """
         rows = rows.to(self.dtype)
-        if self.norm:
+        if self.normalises:
             rows = self.normaliser(rows)
         if "both" in self.nets:
             rows = self.nets["both"](rows, mode)

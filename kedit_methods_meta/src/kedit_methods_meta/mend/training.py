@@ -8,31 +8,24 @@ and unrelated prompts once. The gradient that is edited with is a constant (firs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from kedit_core.forward import Pair
-from kedit_core.training import BaseTrainer, Stepped, TrainingContext
-from kedit_core.training.records import EditExample, Examples
+from kedit_core.training import Stepped, TrainingContext
+from kedit_methods_meta.edit_training import Batch, EditTrainer
 from kedit_methods_meta.edited import edited_logits
 from kedit_methods_meta.factors import Factors, pass_factors, weighted
 from kedit_methods_meta.gathering import observe_everywhere
 from kedit_methods_meta.hparams.mend import MendTrainingHyperParams
 from kedit_methods_meta.losses import Reading, divergence, measured
 from kedit_methods_meta.mend.editor import MendEditor
-from kedit_methods_meta.pairs import check_records, instructed, pair_of, right_aligned
-from kedit_methods_meta.places import places_of
+from kedit_methods_meta.pairs import instructed, right_aligned
 from kedit_methods_meta.questions import questions
 
-Batch: TypeAlias = tuple[EditExample, ...]
 
-_KEPT = 1 << 16  # texts whose ids are kept
-
-
-class MendTrainer(BaseTrainer[Batch]):
+class MendTrainer(EditTrainer):
     """Trains the nets and step sizes of a :class:`MendEditor`.
 
     Memory beside the base: the editor four times (its gradients, Adam's two moments), and the activations of a
@@ -40,48 +33,20 @@ class MendTrainer(BaseTrainer[Batch]):
     """
 
     hparams: MendTrainingHyperParams
+    module: MendEditor
 
     def __init__(self, context: TrainingContext, hparams: MendTrainingHyperParams) -> None:
-        super().__init__(context, hparams)
-        self.places = places_of(context.adapter, hparams.parts, hparams.layers, hparams.decoder_layers)
-        self.examples = Examples(context.requests, hparams)
-        self.count = self.examples.count
-        self._validating = Examples(context.validation, hparams, unrelated=context.requests)
-        self.pair = lru_cache(_KEPT)(self._pair)
-        check_records(context, [*context.requests, *context.validation], self.pair, hparams.instruction)
-        self.module = MendEditor(
-            self.places, hparams.editor, hparams.edit_lr, torch.Generator().manual_seed(context.seed)
-        ).to(context.forward.device)
+        super().__init__(context, hparams, hparams.editor, hparams.instruction)
 
-    # ------------------------------------------------------------------ data
-    def draw(self, indices: Sequence[int], generator: torch.Generator) -> Batch:
-        return self.examples.draw(indices, generator)
-
-    def validation(self) -> Sequence[Batch]:
-        return self._validating.batches(self.hparams.batch_size, self.hparams.val_items, self.context.seed)
-
-    # ------------------------------------------------------------------ what is trained
-    def parameters(self) -> Mapping[str, Tensor]:
-        return dict(self.module.named_parameters())
+    def make_editor(self, generator: torch.Generator) -> MendEditor:
+        return MendEditor(self.places, self.hparams.editor, self.hparams.edit_lr, generator)
 
     def rates(self) -> Mapping[str, float]:
         """The step sizes have their own rate, in an optimiser group of their own."""
         return {"alpha": self.hparams.lr if self.hparams.lr_lr is None else self.hparams.lr_lr}
 
-    def buffers(self) -> Mapping[str, Tensor]:
-        return dict(self.module.named_buffers())
-
-    def editor(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        return self.module.tensors(), self.module.config()
-
     # ------------------------------------------------------------------ steps
-    def run_step(self, batch: Batch) -> Stepped:
-        return self._step(batch, learning=True)
-
-    def validate_step(self, batch: Batch) -> Stepped:
-        return self._step(batch, learning=False)
-
-    def _step(self, batch: Batch, learning: bool) -> Stepped:
+    def step(self, batch: Batch, learning: bool) -> Stepped:
         hparams, n = self.hparams, len(batch)
         inner, outer, locality = (self._pairs(batch, which) for which in ("inner", "outer", "locality"))
         group = torch.arange(n, device=self.context.forward.device) // hparams.n_edits
@@ -146,7 +111,7 @@ class MendTrainer(BaseTrainer[Batch]):
     def _as_easyedit(self) -> bool:
         return self.hparams.compat == "easyedit" and not self.context.adapter.is_encoder_decoder
 
-    def _pair(self, prompt: str, answer: str) -> Pair:
+    def make_pair(self, prompt: str, answer: str) -> Pair:
         if self._as_easyedit:
             return right_aligned(self.context.tokens, prompt, answer)
-        return pair_of(self.context.tokens, prompt, answer, self.hparams.append_eos)
+        return super().make_pair(prompt, answer)
