@@ -73,6 +73,36 @@ def test_a_training_goes_on(place: Path) -> None:
     assert run(*TRAIN, "--anew").exit_code == 0
 
 
+def test_a_training_that_is_stopped_says_how_it_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.training.toy_method import StrengthTrainer
+
+    run_step, steps = StrengthTrainer.run_step, [0]
+
+    def stopped(self: Any, batch: Any) -> Any:
+        steps[0] += torch.is_grad_enabled()
+        if steps[0] == 6:
+            raise KeyboardInterrupt
+        return run_step(self, batch)
+
+    monkeypatch.setattr(StrengthTrainer, "run_step", stopped)
+    done = run(*TRAIN)
+    assert done.exit_code == 130
+    assert "the checkpoint of iteration 4 in editor.training is whole; go on from it with --resume" in done.output
+    done = run(*TRAIN)
+    assert done.exit_code == 2 and "interrupted at iteration 4" in done.output
+    assert run(*TRAIN, "--resume").exit_code == 0
+    assert run(*TRAIN).exit_code == 0
+
+
+def test_where_the_settings_come_from_is_told_before_the_training(place: Path) -> None:
+    (place / "small.yaml").write_text(
+        "match: {architecture: LlamaForCausalLM, num_layers: 5, hidden_size: 32}\nhparams: {lr: 0.5}\n"
+    )
+    done = run(*TRAIN, "--preset", "small.yaml")
+    assert done.exit_code == 0, done.output
+    assert done.output.index("note: preset small is for") < done.output.index("best at")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -85,13 +115,19 @@ def test_a_training_goes_on(place: Path) -> None:
         (("-o", "none/editor"), "does not exist"),
         (("-o", "model"), "is no editor, so it is not replaced"),
         (("--requests", "none.jsonl"), "none.jsonl"),
+        (("--resume",), "editor.training holds no training to resume"),
+        (("--tensorboard",), "kedit-core[tensorboard]"),
+        (("-p", "batch_size=50"), "a smaller batch_size"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_sentence(words: tuple[str, ...], said: str, place: Path) -> None:
+def test_what_is_wrong_is_told_in_a_sentence(
+    words: tuple[str, ...], said: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     done = run(*TRAIN, *words)
     assert done.exit_code == 2, done.output
     assert said in done.output
-    assert not (place / "editor").exists()
+    assert not (place / "editor").exists() and not (place / "editor.training" / "metrics.jsonl").exists()
 
 
 RANK = """
@@ -137,7 +173,7 @@ def test_two_processes_make_the_editor_of_one(place: Path) -> None:
         )
     said = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
-    assert "with --editor two" in said[0][0] and said[1][0] == ""
+    assert "with --editor two" in said[0][0] and " in 2 processes, " in said[0][0] and said[1][0] == ""
     one, two = (load_file(place / name / "editor.safetensors")["strength"] for name in ("one", "two"))
     torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
     assert read_state(place / "two")["cost"]["processes"] == 2

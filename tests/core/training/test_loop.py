@@ -16,7 +16,7 @@ from core.training.toy_trainer import ALPHA_RATE, RATE, Toy, a_loop, a_toy, equa
 from torch import Tensor
 
 from kedit_core.errors import HyperParamsError, InputError, MethodError
-from kedit_core.training import Stepped
+from kedit_core.training import Loop, Stepped
 from kedit_core.training.averages import Averages
 from kedit_core.training.gradients import Gradients
 
@@ -255,6 +255,43 @@ def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(MissingExtraError, match=r"kedit-core\[tensorboard\]"):
         Metrics(tmp_path, tensorboard=True)
     Metrics(None, tensorboard=True).close()
+
+
+def test_tensorboard_shows_no_value_of_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started over, its files are new; resumed, what came after the checkpoint is taken out of the picture."""
+    from types import SimpleNamespace
+
+    from kedit_core.training import metrics
+
+    made: list[Any] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int | None) -> None:
+            Path(folder).mkdir(exist_ok=True)
+            self.purged, self.found, self.values = purge_step, sorted(p.name for p in Path(folder).iterdir()), []
+            (Path(folder) / f"events-{len(made)}").touch()
+            made.append(self)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            self.values.append((name, step))
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(metrics, "check_tensorboard", lambda: SimpleNamespace(SummaryWriter=Writer))
+
+    def loop(iterations: int) -> Loop[torch.Tensor]:
+        made_loop = a_loop(tmp_path, a_toy(iterations=iterations))
+        made_loop._metrics = metrics.Metrics(tmp_path, tensorboard=True)
+        return made_loop
+
+    loop(20).run()
+    resumed = loop(40)
+    resumed.resume()
+    resumed.run()
+    loop(20).run()
+    assert [(each.purged, each.found) for each in made] == [(None, []), (21, ["events-0"]), (None, [])]
+    assert ("validation/loss/total", 30) in made[1].values and min(step for _, step in made[1].values) == 25
 
 
 @pytest.mark.parametrize("change", [{"dtype": torch.bfloat16}, {"leaf": False}, {"none": True}])

@@ -89,6 +89,12 @@ def together(processes: Processes, folder: Path) -> dict[str, Any]:
         a_loop(folder / "unlike", toy).run()
     except Exception as error:
         told["unlike"] = str(error)
+    # one of them ends before the other
+    if rank == 0:
+        try:
+            processes.collect(rank)
+        except Exception as error:
+            told["alone"] = f"{type(error).__name__}: {error}"
     return told
 
 
@@ -174,6 +180,11 @@ def test_what_processes_exchange(pair: Path) -> None:
         assert each["any"] == [True, False]
         assert each["told"] == "from 0"
         assert "context.seed" in each["unlike"]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_left_alone_ends_with_a_sentence(pair: Path) -> None:
+    assert told(pair)[0]["alone"].startswith("KeditError: another process of this training has ended")
 
 
 @pytest.mark.slow

@@ -77,6 +77,19 @@ def test_nothing_of_the_batch_is_unrelated_to_it() -> None:
         made.draw([0, 1, 2, 3], draws)
 
 
+def test_the_one_case_that_is_unrelated_is_always_found() -> None:
+    """However unlikely it is to be drawn: a training must not end by chance in the middle."""
+    others = facts(2, prefix="Now ")
+    requests = [evolve(each, case_id="one") for each in facts(600)] + others
+    made, draws = Examples(requests, EditTrainingHyperParams(batch_size=2)), generator()
+    found = Counter(each.locality[0] for _ in range(100) for each in made.draw([3, 7], draws))
+    probes = {"The river 0 of France is", "The river 1 of Chad is"}
+    assert set(found) == {each.prompt for each in others} | probes and min(found.values()) > 25
+    batches = [examples(12, batch_size=11).draw(range(11), draws) for _ in range(20)]
+    left = {facts()[11].prompt, facts()[11].locality["near"][0].prompt}
+    assert {each.locality[0] for batch in batches for each in batch} == left
+
+
 def test_records_without_what_is_needed_are_left_out() -> None:
     requests = [*facts(3), evolve(facts(4)[3], rephrase_prompts=(facts(4)[3].prompt,))]
     made = Examples(requests, EditTrainingHyperParams())
@@ -86,8 +99,11 @@ def test_records_without_what_is_needed_are_left_out() -> None:
     bare = [evolve(each, ground_truth=None, locality={}) for each in facts(3)]
     with pytest.raises(InputError, match="known answers"):
         Examples(bare, EditTrainingHyperParams())
-    with pytest.raises(InputError, match="two cases"):
+    with pytest.raises(InputError, match=r"a batch's 1, .* and 1 have"):
         Examples(facts(1), EditTrainingHyperParams())
+    with pytest.raises(InputError, match=r"a batch's 12, .* and 12 have"):
+        examples(12, batch_size=50)
+    assert Examples(facts(12), EditTrainingHyperParams(batch_size=50), unrelated=facts(1, prefix="Now "))
     assert Examples(facts(1), EditTrainingHyperParams(), unrelated=facts(12)[5:]).draw([0], generator())
 
 
@@ -123,8 +139,13 @@ def test_a_split_is_by_case_and_ignores_order() -> None:
     assert not {case_of(each) for each in kept} & {case_of(each) for each in held}
     again = split(requests[::-1], 0.3, seed=1)[1]
     assert {case_of(each) for each in again} == {case_of(each) for each in held}
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="1 case cannot be split"):
         split(facts(1), 0.5, seed=0)
+    half = [number % 2 == 0 for number in range(10)]
+    held = split(facts(10), 0.5, 1, half)[1]
+    assert len(held) == 2 and {case_of(each) for each in held} <= {"0", "2", "4", "6", "8"}
+    held = split(requests, 0.3, 1, [True] * 20)[1]
+    assert {case_of(each) for each in again} == {case_of(each) for each in held}
     assert set(TOWNS) >= {each.target_new for each in held}
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from core.training.toy_trainer import a_loop, a_toy, equal, moved
+from attrs import evolve
+from core.training.toy_trainer import Toy, a_loop, a_toy, equal, moved
 
-from kedit_core.errors import InputError
+from kedit_core.errors import InputError, KeditError, MethodError
 from kedit_core.training.store import Store
 
 
@@ -66,6 +70,158 @@ def test_6_n_and_n_are_2n(n: int, tmp_path: Path) -> None:
         for each in lines
     ]
     assert timeless[0] == timeless[1] and len(timeless[0]) >= n // 5
+
+
+def test_patience_is_looked_at_where_validations_are(tmp_path: Path) -> None:
+    """A checkpoint between two validations may lie further from the best than patience reaches."""
+    whole = a_toy(patience=5)
+    outcome = a_loop(tmp_path / "whole", whole).run()
+    assert outcome.iterations == 40 and not outcome.stopped_early
+    for at in (7, 17):
+        loop = a_loop(tmp_path / str(at), a_toy(patience=5))
+        for _ in range(at):
+            loop.advance()
+            if loop.counters.iteration == 10:
+                loop.validate()
+        loop.save()
+        toy = a_toy(patience=5)
+        loop = a_loop(tmp_path / str(at), toy)
+        loop.resume()
+        assert loop.run().history == outcome.history and equal(moved(toy), moved(whole))
+
+
+def test_what_ended_by_patience_has_ended(tmp_path: Path) -> None:
+    settings = {"patience": 5, "lr": 100.0, "val_interval": 3}
+    outcome = a_loop(tmp_path, a_toy(**settings)).run()
+    assert outcome.stopped_early and outcome.iterations < 40
+    again = a_loop(tmp_path, a_toy(**settings))
+    again.resume()
+    assert again.run().history == outcome.history
+    longer = a_loop(tmp_path, a_toy(**{**settings, "patience": 1000}))
+    longer.resume()
+    assert longer.run().iterations == 40
+
+
+def test_resuming_what_has_ended_writes_no_line_twice(tmp_path: Path) -> None:
+    a_loop(tmp_path, a_toy(iterations=17)).run()
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in before] == [5, 10, 10, 15, 17, 17]
+    again = a_loop(tmp_path, a_toy(iterations=17))
+    again.resume()
+    again.run()
+    timeless = [[{**json.loads(line), "seconds": 0} for line in each] for each in (
+        before, (tmp_path / "metrics.jsonl").read_text().splitlines()
+    )]  # fmt: skip
+    assert timeless[0] == timeless[1]
+
+
+def test_the_best_of_a_training_that_came_apart_can_be_had(tmp_path: Path) -> None:
+    """A validation that gives no number ends a training, and the best so far is not lost by it."""
+    toy, validate, seen = a_toy(val_interval=3), Toy.validate_step, [0]
+
+    def apart(batch: Any) -> Any:
+        stepped, seen[0] = validate(toy, batch), seen[0] + 1
+        return evolve(stepped, values={"loss/total": (math.nan, 1.0)}) if seen[0] > 9 else stepped
+
+    toy.validate_step = apart  # type: ignore[method-assign]
+    loop = a_loop(tmp_path, toy)
+    with pytest.raises(MethodError, match=r"at iteration 12 is not a number; .*--resume and -p iterations=9"):
+        loop.run()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["loss/total"] is None
+    again = a_loop(tmp_path, a_toy(val_interval=3, iterations=9))
+    again.resume()
+    best = again.run()
+    assert (best.best_iteration, len(best.history)) == (9, 3)
+    further = a_loop(tmp_path, a_toy(val_interval=3, iterations=5))
+    further.resume()
+    assert (further.run().best_iteration, further.counters.iteration) == (9, 9)
+
+
+def test_a_measurement_that_is_no_number_stops_nothing(tmp_path: Path) -> None:
+    def some(iterations: int) -> Toy:
+        toy = a_toy(iterations=iterations)
+        run_step = toy.run_step
+
+        def odd(batch: Any) -> Any:
+            stepped = run_step(batch)
+            return evolve(stepped, values={**stepped.values, "acc": (math.nan, 1.0), "most": (math.inf, 1.0)})
+
+        toy.run_step = odd  # type: ignore[method-assign]
+        return toy
+
+    a_loop(tmp_path, some(18)).run()
+    loop = a_loop(tmp_path, some(40))
+    loop.resume()
+    outcome = loop.run()
+    assert math.isnan(outcome.history[0]["acc"]) and outcome.history[0]["most"] == math.inf
+    assert outcome.iterations == 40
+
+
+def test_a_full_disk_leaves_what_was_saved(tmp_path: Path) -> None:
+    toy = a_toy()
+    loop = a_loop(tmp_path, toy)
+    for _ in range(6):
+        loop.advance()
+    loop.save()
+    saved, before = moved(toy), sorted(path.name for path in tmp_path.iterdir())
+    loop.advance()
+    with (
+        file_size_limit(500),
+        pytest.raises(KeditError, match=r"last\.safetensors could not be written \(File too large\)"),
+    ):
+        loop.save()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    fresh = a_toy()
+    again = a_loop(tmp_path, fresh)
+    again.resume()
+    assert equal(moved(fresh), saved)
+    with file_size_limit(500), pytest.raises(KeditError, match=r"best-6\.safetensors could not be written"):
+        again.validate()
+    with file_size_limit(0), pytest.raises(KeditError, match=r"measurements in .* could not be written"):
+        again.validate()
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes, as if the disk were full."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_is_the_file_that_was_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that a library put in its place, which a power cut could take, and only its owner could read."""
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (synced.append(os.fstat(number).st_ino), fsync(number))[1])
+    loop = a_loop(tmp_path, a_toy())
+    loop.advance()
+    loop.validate()
+    loop.save()
+    (tmp_path / "usual").touch()
+    for name in ("last.safetensors", "best-1.safetensors"):
+        told = (tmp_path / name).stat()
+        assert told.st_ino in synced and told.st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_checkpoints_hold_tensors_of_any_kind(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.begin(anew=True)
+    tensors = {
+        "b": torch.tensor([True, False, True]), "empty": torch.zeros(0, 3), "one": torch.tensor(3.5),
+        "half": torch.randn(5).bfloat16(), "wide": torch.randn(2, 3).double(), "n": torch.arange(7),
+        "across": torch.randn(4, 3).T,
+    }  # fmt: skip
+    store.save_last(tensors, {"best": None, "text": "Zoë", "none": math.nan})
+    found, state = store.last()
+    assert found.keys() == tensors.keys() and state["text"] == "Zoë" and math.isnan(state["none"])
+    assert all(
+        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in tensors.items()
+    )
 
 
 def test_another_run_is_not_resumed(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from kedit_core.errors import (
     BaseMismatchError,
     HyperParamsError,
     InputError,
+    KeditError,
     MethodError,
     RequestError,
     RequirementError,
@@ -111,6 +114,23 @@ def test_an_editor_of_a_float32_base_fits_it_rounded(tmp_path: Path) -> None:
     editor_of(dtype=torch.bfloat16, resources={"editor": tmp_path / "e"}).edit(facts()[0], evaluate=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_editor_of_a_rounded_base_fits_the_base(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Trained with --dtype on a base stored in float32: used in either, and on no other base."""
+    a_training(tmp_path / "e", editor=editor_of(dtype=dtype))
+    assert read_state(tmp_path / "e")["base"]["dtype"] == str(dtype).removeprefix("torch.")
+    for each in (None, dtype):
+        user = editor_of(dtype=each, resources={"editor": tmp_path / "e"})
+        assert user.edit(facts()[0], evaluate=False).patch
+    other = editor_of(resources={"editor": tmp_path / "e"})
+    with torch.no_grad():
+        other.model.get_parameter("model.norm.weight")[0] += 0.1
+    with pytest.raises(BaseMismatchError, match="other weights"):
+        other.edit(facts()[0], evaluate=False)
+    with pytest.raises(InputError, match="differs in base"):
+        a_training(tmp_path / "e", resume=True)
+
+
 def test_a_wrong_base_is_refused(tmp_path: Path) -> None:
     a_training(tmp_path / "e")
     user = editor_of(resources={"editor": tmp_path / "e"})
@@ -190,7 +210,7 @@ def test_what_cannot_be_used_is_refused_before_any_work(tmp_path: Path) -> None:
     ):
         with pytest.raises(kind, match=match):
             a_training(tmp_path / "e", **more)
-        assert not (tmp_path / "e").exists()
+        assert not list(tmp_path.iterdir())  # no folder of checkpoints either
     editor = editor_of()
     editor.info = None
     with pytest.raises(InputError, match="no method"):
@@ -246,10 +266,126 @@ def test_an_interrupted_training_is_not_lost(tmp_path: Path, monkeypatch: pytest
     assert EditorFolder.read(tmp_path / "e").digest == EditorFolder.read(tmp_path / "whole").digest
 
 
-def test_warnings_of_the_trainer_are_handed_on(tmp_path: Path) -> None:
+def test_a_training_whose_editor_could_not_be_written_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk at the very end: what stood there stays, nothing half written does, and --resume writes it."""
+    from core.training.toy_method import StrengthTrainer
+
+    a_training(tmp_path / "e", editor=editor_of(seed=1))
+    (tmp_path / "e" / "README.md").write_text("mine")
+    old, others = EditorFolder.read(tmp_path / "e").digest, sorted(path.name for path in tmp_path.iterdir())
+
+    def full(self: Any, folder: Path) -> None:
+        (folder / "half").write_text("of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_files = StrengthTrainer.write_files
+    monkeypatch.setattr(StrengthTrainer, "write_files", full)
+    with pytest.raises(KeditError, match=r"could not be written to .*No space left.*write it with --resume"):
+        a_training(tmp_path / "e")
+    assert EditorFolder.read(tmp_path / "e").digest == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == others
+    monkeypatch.setattr(StrengthTrainer, "write_files", write_files)
+    with pytest.raises(InputError, match="8 iterations whose editor was never written"):
+        a_training(tmp_path / "e")
+    leftover = tmp_path / ".kedit-e-0123abcd.editor"
+    leftover.mkdir()
+    (tmp_path / ".kedit-e-mine-0123abcd.editor").mkdir()
+    rename = Path.rename
+
+    def failing(self: Path, target: Any) -> Path:
+        if target == tmp_path / "e" and self.name.endswith(".editor"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(KeditError, match="Input/output error"):
+        a_training(tmp_path / "e", resume=True)
+    assert EditorFolder.read(tmp_path / "e").digest == old
+    monkeypatch.setattr(Path, "rename", rename)
+    a_training(tmp_path / "e", resume=True)
+    a_training(tmp_path / "whole")
+    assert EditorFolder.read(tmp_path / "e").digest == EditorFolder.read(tmp_path / "whole").digest != old
+    assert not leftover.exists() and (tmp_path / ".kedit-e-mine-0123abcd.editor").is_dir()
+
+
+def test_a_linked_folder_is_written_through(tmp_path: Path) -> None:
+    a_training(tmp_path / "there")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "later").symlink_to(tmp_path / "then")
+    a_training(tmp_path / "link", editor=editor_of(seed=1))
+    a_training(tmp_path / "later", editor=editor_of(seed=1))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "later").is_symlink()
+    assert EditorFolder.read(tmp_path / "then").digest == EditorFolder.read(tmp_path / "there").digest
+
+
+def test_everybody_may_read_an_editor_as_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.training.toy_method import StrengthTrainer
+
+    def private(self: Any, folder: Path) -> None:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "secret.txt").touch(mode=0o600)
+
+    monkeypatch.setattr(StrengthTrainer, "write_files", private)
+    a_training(tmp_path / "e")
+    (tmp_path / "usual").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "e").rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "usual").stat().st_mode}
+
+
+def test_where_checkpoints_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "e.training").write_text("a file")
+    with pytest.raises(InputError, match=r"checkpoints cannot be written to the folder .*e\.training \(File exists\)"):
+        a_training(tmp_path / "e")
+
+
+def test_what_a_training_took_is_counted_over_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kedit_core.training import run
+
+    monkeypatch.setattr(run, "_memory", lambda model, peak: lambda: 5_000_000)
+    a_training(tmp_path / "e", overrides={"iterations": 4})
+    monkeypatch.setattr(run, "_memory", lambda model, peak: lambda: 1_000)
+    training = a_training(tmp_path / "e", resume=True)
+    assert training.cost["peak_memory_bytes"] == 5_000_000
+    lines = [json.loads(line) for line in (tmp_path / "e.training" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["memory"] for line in lines if line["kind"] == "training"] == [5_000_000, 5_000_000]
+
+
+def test_measurements_that_are_no_numbers_do_not_keep_an_editor_from_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.training.toy_method import StrengthTrainer
+
+    run_step = StrengthTrainer.run_step
+
+    def odd(self: Any, batch: Any) -> Any:
+        stepped = run_step(self, batch)
+        return evolve(stepped, values={**stepped.values, "odd": (math.nan, 1.0)})
+
+    monkeypatch.setattr(StrengthTrainer, "run_step", odd)
+    training = a_training(tmp_path / "e")
+    assert training.state["trained"]["values"]["odd"] is None
+    assert "| odd | none |" in (tmp_path / "e" / "README.md").read_text()
+    assert json.loads(json.dumps(training.to_dict(), allow_nan=False))["outcome"]["history"][0]["odd"] is None
+
+
+def test_what_the_user_should_know_is_told(tmp_path: Path) -> None:
+    """By the trainer; records that cannot be used, in either set; and a training too short for any step."""
     requests = [*facts(), *(evolve(each, rephrase_prompts=()) for each in facts(2, prefix="x "))]
-    training = a_training(tmp_path / "e", requests=requests, validation=facts(3, prefix="y "))
-    assert [(warning.code, warning.number) for warning in training.warnings] == [("left_out", 2.0)]
+    held = [*facts(3, prefix="y "), evolve(facts(1, prefix="z ")[0], rephrase_prompts=())]
+    training = a_training(tmp_path / "e", requests=requests, validation=held, options={"greeting": "bye"})
+    assert [(warning.code, warning.number) for warning in training.warnings] == [("left_out", 3.0), ("farewell", None)]
+    assert "3 of 18 requests" in training.warnings[0].message
+    training = a_training(tmp_path / "f", overrides={"iterations": 3, "accumulate": 4})
+    assert training.outcome.updates == 0
+    assert [warning.code for warning in training.warnings] == ["no_update"]
+    # what is held out can be validated on
+    requests = [*(evolve(each, rephrase_prompts=()) for each in facts(11, prefix="x ")), *facts(2)]
+    training = a_training(tmp_path / "g", requests=requests, held_out=0.5)
+    assert training.records == 12 and training.validation == 1
+    with pytest.raises(InputError, match="none of 1 requests can be validated on with outer=rephrase"):
+        a_training(tmp_path / "h", validation=held[3:])
 
 
 def test_settings_come_from_presets_too(tmp_path: Path) -> None:

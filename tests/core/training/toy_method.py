@@ -54,9 +54,8 @@ class StrengthTrainer(BaseTrainer[Sequence[EditExample]]):
         self.count = self.examples.count
         generator = torch.Generator().manual_seed(context.seed)
         self.strength = torch.rand(1, generator=generator).requires_grad_()
-        if self.examples.left_out:
-            context.warn("left_out", float(self.examples.left_out), "give them rephrases", "requests were left out")
-        context.options.get("greeting")
+        if context.options.get("greeting") == "bye":
+            context.warn("farewell", None, "say hello", "the training is greeted with a farewell")
 
     def draw(self, indices: Sequence[int], generator: torch.Generator) -> Sequence[EditExample]:
         return self.examples.draw(indices, generator)

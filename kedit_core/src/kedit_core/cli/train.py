@@ -98,10 +98,14 @@ def train(
     judged = None if validate is None else read_requests(validate, host, needs_subject=info.needs_subject)
 
     from kedit_core.training import train as run
-    from kedit_core.training.run import check_output
+    from kedit_core.training.metrics import check_tensorboard
+    from kedit_core.training.place import check_output, checkpoint_of
+    from kedit_core.training.run import training_settings
     from kedit_core.training.several import processes_here
 
     check_output(output, resume=resume, anew=anew)
+    if tensorboard:
+        check_tensorboard()
     processes = processes_here()
     try:
         editor = open_editor(
@@ -118,6 +122,9 @@ def train(
             catalogue=installed,
             seed=seed,
         )
+        if processes.first:
+            for text in training_settings(editor, hparams, overrides, preset).brief:
+                note(f"note: {text}")
         training = run(
             editor,
             requests,
@@ -136,6 +143,10 @@ def train(
         )
         if processes.first:
             emit(json_to, training.to_dict, lambda: _show(training))
+    except KeyboardInterrupt:
+        if processes.first and (found := checkpoint_of(output)) is not None:
+            note(f"note: {found} is whole; go on from it with --resume")
+        raise
     finally:
         processes.close()
 
@@ -159,8 +170,9 @@ def _show(training: Training) -> None:
         f"best at {outcome.best_iteration} of {outcome.iterations} iterations, {training.records} requests, "
         f"{training.validation} held out{', stopped early' if outcome.stopped_early else ''}"
     )
+    several = f" in {cost['processes']} processes" if cost["processes"] > 1 else ""
     say(
-        f"{human_time(outcome.seconds)}, {cost['seconds_per_iteration']:.3g} s an iteration, "
+        f"{human_time(outcome.seconds)}{several}, {cost['seconds_per_iteration']:.3g} s an iteration, "
         f"{human_bytes(cost['peak_memory_bytes'])} beside the model at most"
     )
     for warning in training.warnings:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from kedit_core.training.base import BaseTrainer, Stepped
     from kedit_core.training.context import TrainingContext
     from kedit_core.training.folder import EditorFolder
-    from kedit_core.training.loop import Loop, Outcome
+    from kedit_core.training.loop import Loop
+    from kedit_core.training.outcome import Outcome
     from kedit_core.training.processes import Processes
     from kedit_core.training.records import EditExample, Examples, split
     from kedit_core.training.run import Training, train
@@ -27,7 +28,7 @@ _HOMES = {
     "EditorFolder": "folder",
     "Examples": "records",
     "Loop": "loop",
-    "Outcome": "loop",
+    "Outcome": "outcome",
     "Processes": "processes",
     "Stepped": "base",
     "Training": "run",

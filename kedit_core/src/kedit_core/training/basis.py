@@ -25,6 +25,7 @@ def describe_base(model: nn.Module, tokenizer: Any, name: str | None, revision: 
         "revision": revision,
         "architecture": type(model).__name__,
         "config_sha256": None if config is None else config_digest(config),
+        "dtype": dtype_name(_main_dtype(model)),
         "weights_sha256": weights_digests(model, _dtypes(model)),
         "tokenizer_sha256": tokens_digest(tokenizer),
     }
@@ -35,11 +36,17 @@ def check_base(base: Mapping[str, Any], model: nn.Module) -> str | None:
     if base.get("architecture") != type(model).__name__:
         return f"the architecture {type(model).__name__} in place of {base.get('architecture')}"
     known = base.get("weights_sha256")
-    dtype = _main_dtype(model)
-    wanted = known.get(dtype_name(dtype)) if isinstance(known, Mapping) else None
-    if wanted is None:
-        return f"weights in {dtype_name(dtype)}, of which the editor has no digest"
-    return None if weights_digests(model, [dtype])[dtype_name(dtype)] == wanted else "other weights"
+    known = known if isinstance(known, Mapping) else {}
+    here = _main_dtype(model)
+    # as they are, or rounded as they were for the training
+    compared = {
+        dtype_name(dtype): dtype for dtype in _dtypes(model) if dtype == here or dtype_name(dtype) == base.get("dtype")
+    }
+    wanted = [name for name in compared if isinstance(known.get(name), str)]
+    if not wanted:
+        return f"weights in {dtype_name(here)}, of which the editor has no digest"
+    found = weights_digests(model, [compared[name] for name in wanted])
+    return None if any(found[name] == known[name] for name in wanted) else "other weights"
 
 
 def same_tokens(base: Mapping[str, Any], tokenizer: Any) -> bool:

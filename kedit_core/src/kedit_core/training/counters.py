@@ -20,6 +20,7 @@ class Counters:
         skipped: micro-batches left out; in_row: of these, the last ones without one between that was not.
         norm: of the last gradients, before clipping.
         seconds: of the whole training, step_seconds: of its micro-batches; a resumed one goes on counting.
+        peak: bytes in use at most, over what was in use at the start.
         window: training values since the last line about them.
         history: each validation's values, with its ``iteration``.
     """
@@ -31,12 +32,18 @@ class Counters:
     norm: float = 0.0
     seconds: float = 0.0
     step_seconds: float = 0.0
+    peak: int = 0
     window: Averages = field(factory=Averages)
     history: list[dict[str, float]] = field(factory=list)
 
     def note(self, values: dict[str, float]) -> None:
         """Add a validation to the history."""
         self.history = [*self.history, {"iteration": float(self.iteration), **values}][-_HISTORY:]
+
+    @property
+    def validated(self) -> bool:
+        """Whether the parameters have been validated as they are."""
+        return bool(self.history) and self.history[-1]["iteration"] == self.iteration
 
     def to_json(self) -> dict[str, Any]:
         """All but the window, which differs between processes."""

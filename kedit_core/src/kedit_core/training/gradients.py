@@ -55,8 +55,8 @@ class Gradients:
 
         A parameter that had no gradient anywhere has none here.
         """
-        flat, names = self.pending(), list(self.parameters)
         if processes.count > 1:
+            flat, names = self.pending(), list(self.parameters)
             present = flat.new_tensor([name in self._sums for name in names])
             # one exchange for all: which parameters have a gradient travels behind the gradients
             both = processes.mean(torch.cat([flat, present]))

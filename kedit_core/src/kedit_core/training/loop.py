@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
-from attrs import frozen
 
 from kedit_core.editing.progress import Progress, Step, silent
 from kedit_core.errors import InputError, MethodError
@@ -19,6 +18,7 @@ from kedit_core.training.checkpoint import editor_tensors, optimizer_state, put_
 from kedit_core.training.counters import Counters
 from kedit_core.training.gradients import Gradients, all_finite, finite_losses, global_norm
 from kedit_core.training.metrics import Metrics
+from kedit_core.training.outcome import Outcome
 from kedit_core.training.processes import Processes
 from kedit_core.training.sampler import Sampler
 from kedit_core.training.stopping import Stopping
@@ -26,34 +26,6 @@ from kedit_core.training.store import Store
 
 B = TypeVar("B")
 _HOPELESS = 100  # micro-batches left out one after the other
-
-
-@frozen(kw_only=True)
-class Outcome:
-    """How a training went.
-
-    Attributes:
-        iterations: micro-batches that were taken in all, by each process. updates: optimiser steps.
-        best_iteration, best: where the validation was best, and its value.
-        stopped_early: by patience. skipped: micro-batches left out because something was not finite.
-        history: each validation's values, with its ``iteration``.
-        seconds: of all of it, earlier parts of a resumed training too; step_seconds: of the micro-batches alone.
-    """
-
-    iterations: int
-    updates: int
-    best_iteration: int
-    best: float
-    stopped_early: bool
-    skipped: int
-    history: tuple[Mapping[str, float], ...]
-    seconds: float
-    step_seconds: float
-
-    @property
-    def best_values(self) -> Mapping[str, float]:
-        """All values of the best validation."""
-        return next(each for each in reversed(self.history) if each["iteration"] == self.best_iteration)
 
 
 class Loop(Generic[B]):
@@ -65,6 +37,7 @@ class Loop(Generic[B]):
         identity: what a run must share with one that it resumes (settings, digests of data and models): JSON.
         processes: those that train together, each with a loop of its own.
         metrics: where values are written.
+        memory: bytes in use at most so far, over what was in use at the start.
     """
 
     def __init__(
@@ -77,6 +50,7 @@ class Loop(Generic[B]):
         processes: Processes | None = None,
         metrics: Metrics | None = None,
         progress: Progress = silent,
+        memory: Callable[[], int] = int,
     ) -> None:
         self.trainer, self.hparams = trainer, trainer.hparams
         self.processes = processes or Processes()
@@ -101,8 +75,9 @@ class Loop(Generic[B]):
         self._validation = list(trainer.validation())
         if not self._validation:
             raise InputError("there is nothing to validate on; give at least one request to validate with")
-        self._store, self._metrics, self._progress = store, metrics or Metrics(None), progress
+        self._store, self._metrics, self._progress, self._memory = store, metrics or Metrics(None), progress, memory
         self._identity = {**identity, "processes": self.processes.count}
+        self._lines = 0  # of measurements that the checkpoint knows of
 
     # ------------------------------------------------------------------ running
     def run(self) -> Outcome:
@@ -112,9 +87,10 @@ class Loop(Generic[B]):
         """
         self._check_alike()
         counters, hparams = self.counters, self.hparams
-        self._metrics.begin(counters.iteration)
+        self._metrics.begin(self._lines, counters.iteration)
         started = time.perf_counter() - counters.seconds
-        stopped = self.stopping.out(counters.iteration)
+        # patience is looked at where a validation was, so nowhere else when resumed either
+        stopped = counters.validated and self.stopping.out(counters.iteration)
         with self._progress("training", total=hparams.iterations) as shown:
             shown.advance(counters.iteration)
             while counters.iteration < hparams.iterations and not stopped:
@@ -168,9 +144,9 @@ class Loop(Generic[B]):
         for number in sorted(every):  # the same sums whatever the number of processes
             averages.add(every[number])
         found = averages.values()
+        self._metrics.write("validation", self.counters.iteration, {**found, "seconds": self.counters.seconds})
         better = self.stopping.see(found, self.counters.iteration)
         self.counters.note(found)
-        self._metrics.write("validation", self.counters.iteration, {**found, "seconds": self.counters.seconds})
         if better and self.processes.first:
             self._store.save_best(editor_tensors(self.trainer), dict(self.trainer.state()), self.counters.iteration)
         self.trainer.after_validation(found)
@@ -182,11 +158,14 @@ class Loop(Generic[B]):
         The last checkpoint knows nothing of it, so that a longer training that goes on from there is as if it had not
         ended.
         """
+        if self.counters.iteration > self.hparams.iterations and self.stopping.best is not None:
+            return  # fewer were asked for than had been taken: only the best is wanted
         if self.counters.iteration % self.hparams.log_interval:
             self._log()
-        if self.counters.iteration % self.hparams.val_interval:
+        if not self.counters.validated:
             self.validate()
         self.counters.seconds = time.perf_counter() - started
+        self.counters.peak = max(self.counters.peak, self._memory())
 
     def _due(self) -> bool:
         """Whether the optimiser is to step after this micro-batch."""
@@ -233,6 +212,7 @@ class Loop(Generic[B]):
             "lr": rate,
             "skipped": float(self.counters.skipped),
             "seconds": self.counters.seconds,
+            "memory": float(max(self.counters.peak, self._memory())),
         }
         self._metrics.write("training", self.counters.iteration, {**together.values(), **more})
         self.counters.window = Averages()
@@ -261,11 +241,13 @@ class Loop(Generic[B]):
             history=tuple(self.counters.history),
             seconds=self.counters.seconds,
             step_seconds=self.counters.step_seconds,
+            peak_bytes=self.counters.peak,
         )
 
     # ------------------------------------------------------------------ checkpoints
     def save(self, *, finished: bool = False) -> None:
         """Write all that is needed to go on from here; collective."""
+        self.counters.peak = max(self.counters.peak, self._memory())
         waiting = self.processes.collect(self.gradients.waiting)
         windows = self.processes.collect(self.counters.window.sums())
         tensors, optimizer = optimizer_state(self.optimizer, self.parameters)
@@ -283,6 +265,7 @@ class Loop(Generic[B]):
                 "optimizer": optimizer,
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "trainer": dict(self.trainer.state()),
+                "lines": self._metrics.lines,
                 "finished": finished,
             }
             self._store.save_last({**editor_tensors(self.trainer), **tensors}, state)
@@ -308,6 +291,7 @@ class Loop(Generic[B]):
             self.gradients.restore(flat, state["waiting"][rank])
         self.trainer.load_state(state["trainer"])
         self.counters = Counters.from_json(state["counters"], state["windows"][rank])
+        self._lines = int(state["lines"])
         if (best := state["best"]) is not None:
             self.stopping.best, self.stopping.iteration = best["value"], best["iteration"]
 

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from kedit_core.errors import InputError
 from kedit_core.requests import EditRequest
-from kedit_core.training.settings import EditTrainingHyperParams
+from kedit_core.training.settings import EditTrainingHyperParams, TrainingHyperParams
 
 Asked: TypeAlias = tuple[str, str]
 """A prompt and its answer."""
@@ -60,28 +60,21 @@ class Examples:
     ) -> None:
         self.hparams = hparams
         answers = alternatives(requests, hparams.alternatives_from)
-        usable = [
-            (request, pool)
-            for request, pool in zip(requests, answers, strict=True)
-            if pool
-            and (hparams.outer != "rephrase" or _rephrases(request))
-            and (hparams.locality != "own" or _probes(request))
-        ]
-        self.left_out = len(requests) - len(usable)
-        if not usable:
-            raise InputError(
-                f"none of {len(requests)} requests can be trained on with outer={hparams.outer} and "
-                f"locality={hparams.locality}; give requests with rephrase_prompts (and locality probes with answers), "
-                "or change these settings"
-            )
-        self._records = [request for request, _ in usable]
-        self._answers = [pool for _, pool in usable]
-        everything = dict.fromkeys(map(case_of, [*requests, *unrelated]))
+        wanted = usable(requests, hparams)
+        self.left_out = len(requests) - sum(wanted)
+        if not any(wanted):
+            raise none_usable(len(requests), "can be trained on", hparams)
+        self._records = [request for request, use in zip(requests, wanted, strict=True) if use]
+        self._answers = [pool for pool, use in zip(answers, wanted, strict=True) if use]
         self._elsewhere = [each for each in _unrelated([*requests, *unrelated]) if each[1]]
-        if hparams.locality != "own" and (len(everything) < 2 or not self._elsewhere):
+        others = {case for case, _ in self._elsewhere}
+        together = min(hparams.batch_size, len(self._records))
+        # of cases that no batch has there is always one left
+        if hparams.locality != "own" and not others - set(map(case_of, self._records)) and len(others) <= together:
             raise InputError(
-                "prompts that must not change come from other cases with known answers; give requests of two cases at "
-                "least, with ground_truth or locality probes"
+                f"prompts that must not change come from other cases than a batch's {together}, so more than that must "
+                f"have known answers, and {len(others)} have; give more requests with ground_truth or locality probes, "
+                "or a smaller batch_size"
             )
 
     @property
@@ -141,24 +134,63 @@ class Examples:
             asked = found[below(len(found), generator)]
             if case not in ids and asked[0] not in texts:
                 return asked
-        raise InputError(
-            f"nothing unrelated to the cases {', '.join(sorted(ids)[:3])} was found in {_TRIES} draws; give "
-            "requests of more cases, or a smaller batch_size"
-        )
+        # nearly everything is of the batch itself: the same odds over what is not
+        left = [
+            (asked, 1 / len(found))
+            for case, found in self._elsewhere
+            for asked in found
+            if case not in ids and asked[0] not in texts
+        ]
+        if not left:
+            raise InputError(
+                f"nothing is unrelated to the cases {', '.join(sorted(ids)[:3])}; give requests of more cases, or a "
+                "smaller batch_size"
+            )
+        odds = torch.tensor([share for _, share in left], dtype=torch.float64)
+        return left[int(torch.multinomial(odds, 1, generator=generator))][0]
 
 
-def split(requests: Sequence[EditRequest], share: float, seed: int) -> tuple[list[EditRequest], list[EditRequest]]:
+def usable(requests: Sequence[EditRequest], hparams: TrainingHyperParams) -> list[bool]:
+    """Which requests can be edited in a training: all, where the method draws in a way of its own."""
+    if not isinstance(hparams, EditTrainingHyperParams):
+        return [True] * len(requests)
+    return [
+        bool(pool)
+        and (hparams.outer != "rephrase" or bool(_rephrases(request)))
+        and (hparams.locality != "own" or bool(_probes(request)))
+        for request, pool in zip(requests, alternatives(requests, hparams.alternatives_from), strict=True)
+    ]
+
+
+def none_usable(count: int, use: str, hparams: EditTrainingHyperParams) -> InputError:
+    """What to say when no request is of use."""
+    return InputError(
+        f"none of {count} requests {use} with outer={hparams.outer} and locality={hparams.locality}; give requests "
+        "with rephrase_prompts (and locality probes with answers), or change these settings"
+    )
+
+
+def split(
+    requests: Sequence[EditRequest], share: float, seed: int, wanted: Sequence[bool] | None = None
+) -> tuple[list[EditRequest], list[EditRequest]]:
     """Requests to train on and to hold out, told apart by case; the same cases whatever their order.
+
+    Args:
+        wanted: which requests are of use, if any; cases without one are not held out.
 
     Raises InputError when one of the two would be empty.
     """
-    names = sorted({case_of(request) for request in requests})
+    use = wanted if wanted is not None and any(wanted) else [True] * len(requests)
+    names = sorted({case_of(request) for request, good in zip(requests, use, strict=True) if good})
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     held = {names[i] for i in order[: max(1, round(share * len(names)))]}
     kept = [request for request in requests if case_of(request) not in held]
     out = [request for request in requests if case_of(request) in held]
     if not kept or not out:
-        raise InputError(f"{len(names)} cases cannot be split with a share of {share} held out; give more, or a file")
+        raise InputError(
+            f"{len(names)} case{'s' * (len(names) != 1)} cannot be split into some to train on and a share of {share} "
+            "to validate on; give more cases, or a file to validate on"
+        )
     return kept, out
 
 

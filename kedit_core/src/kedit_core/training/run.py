@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 from attrs import evolve, frozen
+from torch import nn
 
 from kedit_core.contract import MethodInfo
 from kedit_core.editing import Editor, EditWarning
@@ -21,21 +20,22 @@ from kedit_core.editing.progress import Progress, silent
 from kedit_core.editing.rounds import own_settings
 from kedit_core.editing.settings import Overrides, Settings, check_options, resolve_settings
 from kedit_core.errors import InputError
-from kedit_core.evaluation.efficiency import measured
+from kedit_core.evaluation.efficiency import Peak, devices_of, measured
 from kedit_core.forward import evaluating
 from kedit_core.forward import frozen as frozen_parameters
 from kedit_core.hparams import Resolved
 from kedit_core.requests import EditRequest, check_requests
-from kedit_core.training.base import BaseTrainer
 from kedit_core.training.basis import describe_base
 from kedit_core.training.context import TrainingContext
-from kedit_core.training.folder import check_place
-from kedit_core.training.loop import Loop, Outcome
-from kedit_core.training.metrics import Metrics
+from kedit_core.training.loop import Loop
+from kedit_core.training.metrics import Metrics, check_tensorboard
+from kedit_core.training.outcome import Outcome
+from kedit_core.training.place import beside, check_output
 from kedit_core.training.processes import Processes
-from kedit_core.training.records import case_of, split
-from kedit_core.training.settings import TrainingHyperParams
+from kedit_core.training.records import case_of, none_usable, split, usable
+from kedit_core.training.settings import EditTrainingHyperParams, TrainingHyperParams
 from kedit_core.training.store import Store
+from kedit_core.training.telling import cost_of, origin_of, plain, trained
 from kedit_core.training.writing import write_editor
 
 _SAMPLING = 0.05  # seconds between two looks at the memory in use
@@ -66,8 +66,9 @@ class Training:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {**attrs.asdict(self), "folder": str(self.folder)}
+        """JSON-able; what is no number is None."""
+        found: dict[str, Any] = plain({**attrs.asdict(self), "folder": str(self.folder)})
+        return found
 
 
 def train(
@@ -109,15 +110,20 @@ def train(
     """
     folder, processes = Path(folder), processes or Processes()
     settings = training_settings(editor, hparams, overrides, preset)
-    kept, held = (requests, validation) if validation is not None else split(requests, held_out, editor.seed)
+    kept, held = requests, validation
+    if held is None:
+        kept, held = split(requests, held_out, editor.seed, usable(requests, settings.hparams))
     context = training_context(editor, settings.hparams, kept, held, options=options, processes=processes)
     check_output(folder, resume=resume, anew=anew)
-    store = Store(_beside(folder))
+    if tensorboard:
+        check_tensorboard()
+    store = Store(beside(folder))
+    processes.wait()  # until all have looked: from here on the first one writes
     base = describe_base(editor.model, editor.tokenizer, editor.name, editor.revision)
     context.progress = progress if processes.first else silent
     with _at_rest(context), measured(editor.model, _SAMPLING) as found:
         trainer = editor.host.make_trainer(context, settings.hparams)
-        origin = _origin(context, trainer, base, settings.hparams)
+        origin = origin_of(context, trainer, base, settings.hparams)
         if processes.first:
             store.begin(anew=not resume)
         processes.wait()
@@ -130,6 +136,7 @@ def train(
                 processes=processes,
                 metrics=metrics,
                 progress=context.progress,
+                memory=_memory(editor.model, found.peak),
             )
             if resume:
                 loop.resume()
@@ -138,11 +145,19 @@ def train(
     state = {
         **origin,
         "config": dict(config),
-        "trained": _trained(outcome, settings.hparams),
-        "cost": _cost(outcome, trainer, found.peak.bytes, processes),
+        "trained": trained(outcome, settings.hparams),
+        "cost": cost_of(outcome, trainer, processes),
         "versions": {name: version(name) for name in _LIBRARIES},
     }
-    written = write_editor(folder, tensors, state, trainer.write_files) if processes.first else {}
+    written: dict[str, Any] = {}
+    if processes.first:
+        written = write_editor(folder, tensors, state, trainer.write_files)
+        store.note_written()
+    if not outcome.updates:
+        context.warn(
+            "no_update", None, f"give more iterations than accumulate ({settings.hparams.accumulate})",
+            "the optimiser took no step, so the editor is as it was made",
+        )  # fmt: skip
     return Training(
         folder=folder,
         state=processes.told(written),
@@ -202,13 +217,16 @@ def training_context(
         check_requests(given, needs_subject=method.needs_subject)
     if shared := sorted({case_of(each) for each in requests} & {case_of(each) for each in validation}):
         raise InputError(f"the case {shared[0]!r} is in the training set and in the validation; take it out of one")
+    for use, given in (("can be trained on", requests), ("can be validated on", validation)):
+        if isinstance(hparams, EditTrainingHyperParams) and given and not any(usable(given, hparams)):
+            raise none_usable(len(given), use, hparams)
     if editor.stack.patches:
         raise InputError("an editor is trained for a base, and there are patches on this model; take them off first")
     check_options(evolve(method, options=method.training_options), options or {})
-    plain = editor.context()
-    fields = [each.name for each in attrs.fields(type(plain)) if each.init]
-    known: dict[str, Any] = {name: getattr(plain, name) for name in fields}
-    return TrainingContext(
+    own = editor.context()
+    fields = [each.name for each in attrs.fields(type(own)) if each.init]
+    known: dict[str, Any] = {name: getattr(own, name) for name in fields}
+    context = TrainingContext(
         **{
             **known,
             "hparams": hparams,
@@ -218,6 +236,12 @@ def training_context(
             "processes": processes or Processes(),
         }
     )
+    if left := sum(not use for given in (requests, validation) for use in usable(given, hparams)):
+        context.warn(
+            "left_out", float(left), "give them rephrase_prompts (and locality probes), or change outer and locality",
+            f"{left} of {len(requests) + len(validation)} requests cannot be edited in this training",
+        )  # fmt: skip
+    return context
 
 
 @contextmanager
@@ -234,69 +258,10 @@ def _at_rest(context: TrainingContext) -> Iterator[None]:
         yield
 
 
-def check_output(folder: Path, *, resume: bool, anew: bool) -> None:
-    """Refuse a folder where something else stands, or where an unfinished training would be lost (InputError)."""
-    check_place(folder)
-    store = Store(_beside(folder))
-    standing = store.standing()
-    if standing is None or resume or anew or standing.get("finished"):
-        return
-    raise InputError(
-        f"{store.folder} holds a training that was interrupted at iteration {standing['counters']['iteration']}; go on "
-        "with it (--resume), or start over (--anew)"
-    )
-
-
-def _beside(folder: Path) -> Path:
-    """Where an editor's checkpoints and measurements are."""
-    return folder.with_name(f"{folder.name}.training")
-
-
-def _origin(
-    context: TrainingContext, trainer: BaseTrainer[Any], base: Mapping[str, Any], hparams: TrainingHyperParams
-) -> dict[str, Any]:
-    """What the editor is made from; also what a run must share with one that it resumes. No path: digests."""
-    return {
-        "method": {
-            "name": context.method.name if context.method else None,
-            "distribution": context.method_distribution,
-            "version": context.method_version,
-        },
-        "base": dict(base),
-        "hparams": hparams.lasting(),
-        "data": {"training": _data(context.requests), "validation": _data(context.validation)},
-        "resources": context.resources_used,
-        "origin": dict(trainer.origin()),
-        "seed": context.seed,
-    }
-
-
-def _data(requests: Sequence[EditRequest]) -> dict[str, Any]:
-    rows = [attrs.asdict(request) for request in requests]
-    text = json.dumps(rows, sort_keys=True, ensure_ascii=False)
-    return {"records": len(requests), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _trained(outcome: Outcome, hparams: TrainingHyperParams) -> dict[str, Any]:
-    return {
-        "iterations": outcome.iterations,
-        "updates": outcome.updates,
-        "best_iteration": outcome.best_iteration,
-        "key": hparams.early_stop_key,
-        "best": outcome.best,
-        "values": dict(outcome.best_values),
-        "stopped_early": outcome.stopped_early,
-        "skipped": outcome.skipped,
-    }
-
-
-def _cost(outcome: Outcome, trainer: BaseTrainer[Any], peak: int, processes: Processes) -> dict[str, Any]:
-    """What the training took, of the first process; the editor's size is added when it is written."""
-    return {
-        "seconds": outcome.seconds,
-        "seconds_per_iteration": outcome.step_seconds / outcome.iterations if outcome.iterations else None,
-        "peak_memory_bytes": peak,
-        "parameters": sum(tensor.numel() for tensor in trainer.parameters().values()),
-        "device": str(next(iter(trainer.parameters().values())).device),
-        "processes": processes.count,
-    }
+def _memory(model: nn.Module, peak: Peak) -> Callable[[], int]:
+    """What tells the bytes in use at most so far, over those in use now; ``peak`` tells it of the CPU."""
+    cuda = [device for device in devices_of(model) if device.type == "cuda"]
+    if not cuda:
+        return lambda: peak.bytes
+    start = sum(torch.cuda.memory_allocated(device) for device in cuda)
+    return lambda: max(0, sum(torch.cuda.max_memory_allocated(device) for device in cuda) - start)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from kedit_core.errors import KeditError
 from kedit_core.extras import needed
 from kedit_core.training.processes import Processes
 
@@ -40,30 +43,35 @@ class Several(Processes):
         lengths = self.collect(len(here))
         padded = here.new_zeros((max(lengths), *here.shape[1:]))
         padded[: len(here)] = here
-        every = self._operations.gather(padded.contiguous())
+        with _together():
+            every = self._operations.gather(padded.contiguous())
         parts = every.split(max(lengths)) if max(lengths) else [here] * self.count
         return [part[:length].to(tensor.device) for part, length in zip(parts, lengths, strict=True)]
 
     def mean(self, tensor: Tensor) -> Tensor:
         """As :meth:`Processes.mean`: one all-reduce."""
         here = tensor.detach().to(self._state.device, copy=True)
-        found: Tensor = self._operations.reduce(here, reduction="mean").to(tensor.device)
-        return found
+        with _together():
+            found: Tensor = self._operations.reduce(here, reduction="mean")
+        return found.to(tensor.device)
 
     def collect(self, value: T) -> list[T]:
         """As :meth:`Processes.collect`."""
-        found: list[T] = self._operations.gather_object([value])
+        with _together():
+            found: list[T] = self._operations.gather_object([value])
         return found
 
     def told(self, value: T) -> T:
         """As :meth:`Processes.told`."""
         held = [value]
-        self._operations.broadcast_object_list(held)
+        with _together():
+            self._operations.broadcast_object_list(held)
         return held[0]
 
     def wait(self) -> None:
         """As :meth:`Processes.wait`."""
-        self._state.wait_for_everyone()
+        with _together():
+            self._state.wait_for_everyone()
 
     def any(self, flag: bool) -> bool:
         """As :meth:`Processes.any`: one small all-reduce."""
@@ -76,3 +84,15 @@ class Several(Processes):
     def close(self) -> None:
         """Leave the process group."""
         self._state.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """An exchange; KeditError when another process has gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise KeditError(
+            "another process of this training has ended, so this one ends too; see what that one said, then go on with "
+            "--resume"
+        ) from error

@@ -43,7 +43,13 @@ class Stopping:
                 f"{', '.join(sorted(values)) or 'none, it measured nothing'}"
             )
         if not math.isfinite(value):
-            raise MethodError(f"the validation's {self.key} is not a number; lower the learning rate")
+            kept = "" if self.best is None else (
+                f", or make an editor of the best, of iteration {self.iteration}, with --resume and "
+                f"-p iterations={self.iteration}"
+            )  # fmt: skip
+            raise MethodError(
+                f"the validation's {self.key} at iteration {iteration} is not a number; lower the learning rate{kept}"
+            )
         if self.best is not None and (value <= self.best if self.maximises else value >= self.best):
             return False
         self.best, self.iteration = value, iteration

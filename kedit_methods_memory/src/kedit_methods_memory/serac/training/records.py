@@ -172,12 +172,31 @@ class Drawing:
             text = self._prompt_of(other, generator)
             if self.records[other].id != record.id and text not in inside:
                 return text, self.records[other].id
-        raise InputError(f"nearly all records say the same as {record.id!r}; give requests of more cases")
+        # nearly all records are of this id: the same odds over those that are not
+        left = [
+            (text, other.id, 1 / len(prompts))
+            for other in self.records
+            if other.id != record.id
+            for prompts in [_prompts_of(other)]
+            for text in prompts
+            if text not in inside
+        ]
+        if not left and own:
+            return own[below(len(own), generator)], None
+        if not left:
+            raise InputError(f"all records say the same as {record.id!r}; give requests of more cases")
+        odds = torch.tensor([share for _, _, share in left], dtype=torch.float64)
+        text, of, _ = left[int(torch.multinomial(odds, 1, generator=generator))]
+        return text, of
 
     def _prompt_of(self, index: int, generator: torch.Generator) -> str:
-        record = self.records[index]
-        prompts = list(dict.fromkeys([record.prompt, *(prompt for prompt, _ in record.inside)]))
+        prompts = _prompts_of(self.records[index])
         return prompts[below(len(prompts), generator)]
+
+
+def _prompts_of(record: Record) -> list[str]:
+    """The prompts that say a record's fact, each once."""
+    return list(dict.fromkeys([record.prompt, *(prompt for prompt, _ in record.inside)]))
 
 
 def _alternatives(requests: Sequence[EditRequest], name: str | None) -> list[tuple[str, ...]]:
