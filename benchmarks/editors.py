@@ -29,8 +29,8 @@ from kedit_factworld.training import training_cases
 
 MODELS = ("factworld:llama", "factworld:gpt2")
 METHODS = ("mend", "malmen", "ke", "serac")
-CASES = 20_000
-VALIDATION, VALIDATION_FILE = 200, "validation.jsonl"
+CASES, VALIDATION = 20_000, 200
+FEWER = {"ke": (12_000, 300)}  # method -> edits it is trained and validated on
 OPTIONS = {"serac": ("--option", "classifier=scratch", "--option", "counterfactual=factworld:llama-reader")}
 SHARED = ("serac",)  # not bound to the base it was trained for: one serves all models
 
@@ -40,13 +40,18 @@ def name_of(model: str, method: str) -> str:
     return method if method in SHARED else re.sub(r"[^\w.-]+", "-", f"{Path(model).name}.{method}")
 
 
-def write_validation(path: Path, texts: Sequence[str]) -> None:
+def validation_file(count: int) -> str:
+    """Name of the file with so many cases to validate on."""
+    return f"validation-{count}.jsonl"
+
+
+def write_validation(folder: Path, count: int, texts: Sequence[str]) -> None:
     """The cases that editors are validated on, of subjects that none is trained on, and of the same relations."""
     given = dict(text.partition("=")[::2] for text in texts)
     cases = training_cases(
-        VALIDATION, seed=1, part="validation", relations=given.get("relations"), without=given.get("without")
+        count, seed=1, part="validation", relations=given.get("relations"), without=given.get("without")
     )
-    dump_requests(cases, path)
+    dump_requests(cases, folder / validation_file(count))
 
 
 def command(model: str, method: str, folder: Path, options: argparse.Namespace) -> list[str]:
@@ -55,9 +60,10 @@ def command(model: str, method: str, folder: Path, options: argparse.Namespace) 
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(options.processes)]
     start = [*launch, kedit] if options.processes > 1 else [kedit]
     checkpoint = folder.with_name(f"{folder.name}.training") / "last.safetensors"
-    data = ["--requests", "factworld_training", "--dataset-option", f"count={options.cases}"]
+    cases, validation = FEWER.get(method, (CASES, VALIDATION))
+    data = ["--requests", "factworld_training", "--dataset-option", f"count={options.cases or cases}"]
     data += ["--dataset-option", "part=train", *(part for text in options.data for part in ("--dataset-option", text))]
-    data += ["--validate", str(options.out / VALIDATION_FILE)]
+    data += ["--validate", str(options.out / validation_file(validation))]
     settings = [part for text in options.set for part in ("-p", text)]
     resume = ["--resume"] if checkpoint.exists() else []
     return [
@@ -100,7 +106,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent / "editors", help="their folder")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--cases", type=int, default=CASES, help="edits to train on")
+    parser.add_argument("--cases", type=int, help=f"edits to train on ({CASES}; for some fewer)")
     parser.add_argument("--processes", type=int, default=1, help="that train together")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the training")
     parser.add_argument("--data", action="append", default=[], metavar="KEY=VALUE", help="an option of the data set")
@@ -111,7 +117,8 @@ def main(given: Sequence[str] | None = None) -> int:
     """Command line entry: 0 when every editor is there, 1 when one could not be trained."""
     options = arguments(given)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_validation(options.out / VALIDATION_FILE, options.data)
+    for count in {FEWER.get(method, (CASES, VALIDATION))[1] for method in options.methods}:
+        write_validation(options.out, count, options.data)
     console, failed, made = Console(highlight=False, width=160), 0, []
     for model in options.models:
         for method in options.methods:
