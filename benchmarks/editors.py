@@ -57,7 +57,7 @@ def write_validation(folder: Path, count: int, texts: Sequence[str]) -> None:
 def command(model: str, method: str, folder: Path, options: argparse.Namespace) -> list[str]:
     """The `kedit train` that makes one editor."""
     kedit = shutil.which("kedit") or str(Path(sys.executable).with_name("kedit"))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(options.processes)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(options.processes), "--no-python"]
     start = [*launch, kedit] if options.processes > 1 else [kedit]
     checkpoint = folder.with_name(f"{folder.name}.training") / "last.safetensors"
     cases, validation = FEWER.get(method, (CASES, VALIDATION))

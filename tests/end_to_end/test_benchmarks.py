@@ -185,7 +185,7 @@ def test_editors_of_the_table_are_trained_on_other_subjects_than_they_are_valida
     assert len(load_requests(tmp_path / editors.validation_file(30))) == 30
     folder = tmp_path / editors.name_of("factworld:llama", "mend")
     words = editors.command("factworld:llama", "mend", folder, options)
-    assert words[words.index("--num_processes") + 1] == "2" and words[-2:] == ["-o", str(folder)]
+    assert words[words.index("--nproc-per-node") + 1] == "2" and words[-2:] == ["-o", str(folder)]
     assert "part=train" in words and "seed=4" in words and "iterations=3" in words and "--resume" not in words
     assert words[words.index("--validate") + 1] == str(tmp_path / editors.validation_file(editors.VALIDATION))
     assert editors.name_of("factworld:llama", "serac") == editors.name_of("factworld:gpt2", "serac") == "serac"

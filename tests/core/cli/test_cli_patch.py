@@ -114,6 +114,16 @@ def test_show_keeps_private_facts_private(model: Any, tmp_path: Path) -> None:
     assert "test.echo" in result.output and "0" * 64 in result.output
 
 
+@pytest.mark.parametrize("resources", [{"editor": "ab" * 32}, ["editor"], None])
+def test_show_tells_what_an_edit_was_made_with(resources: Any, model: Any, tmp_path: Path) -> None:
+    from kedit_core.patches import State
+
+    make_patch(model, state=State(config={"resources": resources})).save(tmp_path / "made.safetensors")
+    result = run("patch", "show", tmp_path / "made.safetensors")
+    assert result.exit_code == 0, result.output
+    assert ("made with" in result.output and f"editor {'ab' * 6}" in result.output) == isinstance(resources, dict)
+
+
 def test_verify(base: Path, patch: Path, model: Any, tmp_path: Path) -> None:
     assert run("patch", "verify", patch).exit_code == 0
     result = run("patch", "verify", patch, "--base", base)

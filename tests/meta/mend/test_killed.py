@@ -20,7 +20,7 @@ from kedit_core.training.folder import content_digest, read_state
 
 COMMAND = "import sys; from kedit_core.cli.root import kedit; kedit.main(sys.argv[1:])"
 SETTINGS = {
-    "layers": "[-1]", "rank": 8, "lr": 1e-3, "accumulate": 3, "iterations": 400, "val_interval": 50, "val_items": 4,
+    "layers": "[-1]", "rank": 8, "lr": 1e-3, "accumulate": 3, "iterations": 200, "val_interval": 40, "val_items": 4,
     "save_interval": 7, "log_interval": 20,
 }  # fmt: skip
 
@@ -38,7 +38,7 @@ def training(folder: Path, name: str, *more: str) -> subprocess.Popen[Any]:
 def test_an_editor_whose_training_was_killed_three_times_is_the_same(tmp_path: Path) -> None:
     for each in tiny("gpt2"):
         each.save_pretrained(tmp_path / "model")
-    dump_requests(records(24), tmp_path / "train.jsonl")
+    dump_requests(records(16), tmp_path / "train.jsonl")
     dump_requests(records(6, 30), tmp_path / "held.jsonl")
     whole = training(tmp_path, "whole")
     last, draw, resume = tmp_path / "killed.training" / "last.safetensors", random.Random(1), ()
@@ -48,7 +48,7 @@ def test_an_editor_whose_training_was_killed_three_times_is_the_same(tmp_path: P
         while not last.exists() or last.stat().st_mtime_ns == before:
             assert process.poll() is None, process.communicate()
             time.sleep(0.005)
-        time.sleep(draw.uniform(0.0, 0.3))
+        time.sleep(draw.uniform(0.0, 0.2))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         resume = ("--resume",)

@@ -191,6 +191,7 @@ def _show(data: dict[str, Any]) -> None:
         ("seed", "none" if data["seed"] is None else str(data["seed"])),
         *[("on top of", parent) for parent in data["parents"]],
         *[("needs", " ".join(filter(None, (need["role"], need["name"])))) for need in data["requires"]],
+        *_made_with(data["state"]["config"].get("resources")),
     ]
     if data["state"]["bytes"]:
         rows.append(("state", f"{human_bytes(data['state']['bytes'])} of the method's own, never put on a model"))
@@ -204,6 +205,12 @@ def _show(data: dict[str, Any]) -> None:
     ]
     show_table(("operation", "place", "", "size", "norm"), operations)
     show_table(("", ""), rows)
+
+
+def _made_with(resources: Any) -> list[tuple[str, str]]:
+    """Files that the edit was computed with (a trained editor), by what their digests begin with."""
+    known = resources.items() if isinstance(resources, dict) else ()
+    return [("made with", f"{role} {str(digest)[:12]}") for role, digest in known]
 
 
 def _operation_cells(operation: dict[str, Any]) -> dict[str, Any]:
