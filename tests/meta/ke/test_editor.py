@@ -16,7 +16,7 @@ from kedit_methods_meta.edited import LowRank
 from kedit_methods_meta.factors import gradient_factors
 from kedit_methods_meta.hparams.ke import KeEditorSettings, KeTrainingHyperParams
 from kedit_methods_meta.ke import KeEditor
-from kedit_methods_meta.ke.condition import answer_so_far, condition_ids, condition_text
+from kedit_methods_meta.ke.condition import answers_so_far, condition_ids, condition_text
 from kedit_methods_meta.ke.places import editable_places
 
 TEXTS = (("The capital of France is", "Rome"), ("Alice works in the city of", "Paris and Bern"), ("Bob is", "a nurse"))
@@ -210,7 +210,7 @@ def test_the_answer_so_far_is_what_the_model_says(family: str) -> None:
     )[0].tolist()
     new = ids[1:] if family == "t5" else ids[len(pair.prompt_ids) :]
     said = context.tokens.continuation(pair.prompt_ids, new).strip()
-    assert said and answer_so_far(context, pair) == said.splitlines()[0]
+    assert said and answers_so_far(context, [pair])[0] == said.splitlines()[0]
 
 
 def test_an_editor_is_made_again_from_its_folder_part() -> None:
@@ -219,13 +219,41 @@ def test_an_editor_is_made_again_from_its_folder_part() -> None:
     again = KeEditor.of(context.forward, editor.config(), editor.tensors())
     assert again.places == editor.places and again.settings == editor.settings
     assert all(torch.equal(again.tensors()[name], tensor) for name, tensor in editor.tensors().items())
-    with pytest.raises(InputError, match="does not describe"):
-        KeEditor.of(context.forward, {}, editor.tensors())
-    with pytest.raises(InputError, match="do not go with"):
-        KeEditor.of(context.forward, editor.config(), {**editor.tensors(), "more": torch.zeros(1)})
-    moved = {**editor.config(), "settings": {**editor.config()["settings"], "layers": [1]}}
-    with pytest.raises(InputError, match="not the weights"):
-        KeEditor.of(context.forward, moved, editor.tensors())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"settings": None}, "no settings"),
+        ({"settings": {"layers": "all"}}, "layers"),
+        ({"places": []}, "not those"),
+        ({"layers": [1]}, "not those"),
+        ({"padding": 1.5}, "no padding"),
+        ({"padding": 10**6}, "no padding"),
+        ({"encoder.embedding.weight": None}, "no embeddings"),
+        ({"encoder.embedding.weight": torch.zeros(3)}, "no embeddings"),
+        ({"encoder.linear.bias": None}, "do not go with"),
+        ({"more": torch.zeros(1)}, "do not go with"),
+        ({"heads.0.first.g": torch.full((16, 1), torch.nan)}, "finite"),
+        ({"heads.0.first.g": torch.zeros(16, 1, dtype=torch.int64)}, "finite"),
+        ({"heads.0.first.g": torch.zeros(15, 1)}, "do not go with"),
+    ],
+)
+def test_what_is_no_whole_editor_of_this_model_is_refused(wrong: dict[str, Any], match: str) -> None:
+    context = a_context("gpt2", torch.float32)
+    editor = new_editor(context, editable="chosen", layers=(0,))
+    config, tensors = editor.config(), editor.tensors()
+    for name, value in wrong.items():
+        if name == "layers":
+            config["settings"] = {**config["settings"], "layers": value}
+        elif name in config:
+            config[name] = value
+        elif value is None:
+            del tensors[name]
+        else:
+            tensors[name] = value
+    with pytest.raises(InputError, match=match):
+        KeEditor.of(context.forward, config, tensors)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,10 @@ from meta_tools import trained as family_trained
 
 from kedit_core import Editor, EditPatch, EditRequest
 from kedit_core.errors import BaseMismatchError, InputError, RequestError, RequirementError
-from kedit_core.hparams import ModelShape, resolve
 from kedit_core.testing.snapshot import Snapshot, weights
 from kedit_core.training import EditorFolder
-from kedit_methods_meta.hparams.ke import KeTrainingHyperParams
 from kedit_methods_meta.ke import KeEditor
-from kedit_methods_meta.ke.condition import answer_so_far, condition_ids, condition_text
+from kedit_methods_meta.ke.condition import answers_so_far, condition_ids, condition_text
 
 ONE = EditRequest(prompt="The capital of France is", subject="France", target_new="Rome", case_id="a")
 TWO = EditRequest(prompt="Alice works in the city of", subject="Alice", target_new="Paris", case_id="b")
@@ -51,7 +49,7 @@ def written_out(editor: Editor, request: EditRequest) -> dict[str, torch.Tensor]
     pair = context.tokens.pair(request.prompt, request.target_new)
     if context.adapter.is_encoder_decoder:
         pair = type(pair)(pair.prompt_ids, (*pair.target_ids, context.tokenizer.eos_token_id))
-    text = condition_text(answer_so_far(context, pair), request.target_new, request.prompt)
+    text = condition_text(answers_so_far(context, [pair])[0], request.target_new, request.prompt)
     names = [place.name for place in module.places]
     flags = [parameter.requires_grad for parameter in editor.model.parameters()]
     gradient = gradients(context, pair, names)
@@ -149,7 +147,7 @@ def test_the_gradient_is_taken_anew_on_the_weights_so_far(folders: Any) -> None:
         context = step.context()
         pair = context.tokens.pair(ONE.prompt, ONE.target_new)
         # the text stays that of the first time
-        text = text or condition_text(answer_so_far(context, pair), ONE.target_new, ONE.prompt)
+        text = text or condition_text(answers_so_far(context, [pair])[0], ONE.target_new, ONE.prompt)
         module = KeEditor.of(context.forward, kept.config, kept.tensors)
         flags = [parameter.requires_grad for parameter in step.model.parameters()]
         gradient = gradients(context, pair, [place.name for place in module.places])
@@ -250,29 +248,3 @@ def test_no_editor_or_that_of_another_method_or_base_is_refused(folders: Any, tm
 def test_requests_longer_than_the_model_are_refused(folders: Any) -> None:
     long = EditRequest(prompt="word " * 200, target_new="Rome")
     refused(editor_on("gpt2", folders("gpt2")), RequestError, "positions", [ONE, long])
-
-
-# ------------------------------------------------------------------ presets
-
-
-@pytest.mark.parametrize(
-    ("shape", "layers"),
-    [
-        (("GPT2LMHeadModel", 48, 1600, 6400), (45, 46, 47)),
-        (("GPTJForCausalLM", 28, 4096, 16384), (25, 26, 27)),
-        (("T5ForConditionalGeneration", 24, 1024, 16384), (22, 23)),
-    ],
-)
-def test_published_settings_of_the_port(shape: tuple[str, int, int, int], layers: tuple[int, ...]) -> None:
-    known = ModelShape(architecture=shape[0], num_layers=shape[1], hidden_size=shape[2], mlp_size=shape[3])
-    found = resolve(KeTrainingHyperParams, known, presets="kedit_methods_meta:presets/ke_training").hparams
-    assert (found.loss, found.layers, found.lr, found.accumulate) == ("mend", layers, 1e-5, 10)
-    assert (found.condition_size, found.lstm_size, found.head_size) == (768, 512, 512)
-    assert (found.c_edit, found.c_loc, found.editable) == (0.1, 1.0, "chosen")
-
-
-def test_settings_given_by_nobody_are_the_papers() -> None:
-    found = KeTrainingHyperParams()
-    assert (found.condition_size, found.lstm_size, found.head_size, found.max_scale) == (1024, 128, 128, 1.0)
-    assert (found.lr, found.alpha_lr, found.warmup, found.updates) == (3e-4, 0.1, 1000, 200_000)
-    assert (found.margin, found.margin_min, found.smoothing) == (1e-3, 1e-5, 0.1)

@@ -48,13 +48,14 @@ def slow_losses(trainer: KeTrainer, batch: KeBatch) -> dict[str, Tensor]:
     edit_losses, divergences, changes = [], [], []
     for example, unrelated in zip(batch.examples, batch.unrelated, strict=True):
         inner, outer = pair_of(trainer, *example.inner), pair_of(trainer, *example.outer)
-        text = condition_text(trainer._answered(inner), example.inner[1], example.inner[0])
+        text = condition_text(trainer.sayings.of([inner])[0], example.inner[1], example.inner[0])
         with torch.enable_grad():
             gradient = gradients(context, inner, names)
         with torch.no_grad():
             update = plain_update(trainer.module, condition_ids(context, text, 32), gradient)
             changes += [change.pow(2).mean().sqrt() for change in update.values()]
-            base = [answer_logits(context, pair_of(trainer, *asked)) for asked in unrelated]
+            kept = [compared(trainer, *asked) for asked in unrelated]
+            base = [answer_logits(context, pair) for pair in kept]
             with added(context.model, context.adapter, update):
                 told = [outer] if hparams.loss == "mend" else [inner, outer]
                 tokens = []
@@ -69,8 +70,8 @@ def slow_losses(trainer: KeTrainer, batch: KeBatch) -> dict[str, Tensor]:
                         tokens.append(-(label * row).sum())
                 edit_losses.append(torch.stack(tokens).mean())
                 moved = []
-                for asked, before in zip(unrelated, base, strict=True):
-                    after = answer_logits(context, pair_of(trainer, *asked)).log_softmax(-1)
+                for pair, before in zip(kept, base, strict=True):
+                    after = answer_logits(context, pair).log_softmax(-1)
                     moved.append((before.softmax(-1) * (before.log_softmax(-1) - after)).sum(-1))
                 divergences.append(torch.cat(moved).mean())
     return {
@@ -84,6 +85,21 @@ def pair_of(trainer: KeTrainer, prompt: str, answer: str) -> Pair:
     pair = trainer.context.tokens.pair(prompt, answer)
     ends = (trainer.context.tokenizer.eos_token_id,) if trainer.context.adapter.is_encoder_decoder else ()
     return Pair(pair.prompt_ids, (*pair.target_ids, *ends))
+
+
+def compared(trainer: KeTrainer, prompt: str, given: str) -> Pair:
+    """An unrelated prompt with the answer at which it is compared: what the model says by itself."""
+    pair = pair_of(trainer, prompt, given)
+    if trainer.hparams.loss == "mend" or trainer.hparams.unrelated_answers == "given":
+        return pair
+    model: Any = trainer.context.model
+    two = trainer.context.adapter.is_encoder_decoder
+    ids = torch.tensor([pair.prompt_ids])
+    said = model.generate(ids, max_new_tokens=len(pair.target_ids) - two, do_sample=False, pad_token_id=0)[0].tolist()
+    return Pair(
+        pair.prompt_ids,
+        (*said[1:], trainer.context.tokenizer.eos_token_id) if two else tuple(said[len(pair.prompt_ids) :]),
+    )
 
 
 @pytest.mark.parametrize("family", EXACT)
@@ -140,6 +156,70 @@ def test_the_port_has_the_loss_of_mend(family: str) -> None:
     assert trainer.editor()[1]["trained_as"] == "ke-efk"
 
 
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_unrelated_prompts_are_compared_after_the_models_own_answers_or_the_given_ones(family: str) -> None:
+    own, given = (trainer_on(family, unrelated=3, max_scale=4.0, unrelated_answers=way) for way in ("own", "given"))
+    batches = [each.draw([0], torch.Generator().manual_seed(1)) for each in (own, given)]
+    rows = [t._rows(b, [t.pair(*b.examples[0].inner)]) for t, b in zip((own, given), batches, strict=True)]
+    for (prompt, answer), said, told in zip(
+        batches[0].unrelated[0], rows[0].pairs[rows[0].told :], rows[1].pairs[rows[1].told :], strict=True
+    ):
+        assert told == pair_of(given, prompt, answer)
+        assert said.prompt_ids == told.prompt_ids and said.target_ids != told.target_ids
+        assert said == compared(own, prompt, answer)
+    steps = [each.run_step(batch) for each, batch in zip((own, given), batches, strict=True)]
+    assert steps[0].losses["edit"] == steps[1].losses["edit"] and steps[0].losses["kl"] != steps[1].losses["kl"]
+
+
+def test_the_port_asks_the_edits_own_prompt_where_there_is_no_other_wording() -> None:
+    trainer = trainer_on("gpt2", loss="mend", batch_size=3, unrelated=1, max_scale=4.0)
+    batch = trainer.draw([0, 3, 5], torch.Generator().manual_seed(1))
+    bare = evolve(batch.examples[1], outer=batch.examples[1].inner)
+    mixed = KeBatch((batch.examples[0], bare, batch.examples[2]), batch.unrelated)
+    stepped = trainer.run_step(mixed)
+    torch.testing.assert_close(stepped.losses["edit"], slow_losses(trainer, mixed)["edit"], rtol=1e-8, atol=1e-10)
+
+
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"editable": "chosen", "layers": [0], "parts": ["mlp_out"]},
+    {"editable": "chosen", "layers": [-1], "parts": ["mlp_gate"]},
+    {"append_eos": True},
+    {"append_eos": False},
+    {"condition_tokens": 3},
+    {"smoothing": 0.0},
+    {"margin": 0.5},
+    {"weight_margin": 0.01},
+    {"loss": "mend", "smoothing": 0.0},
+    {"outer": "original"},
+    {"outer": "either"},
+    {"locality": "own"},
+    {"locality": "both"},
+    {"alternatives_from": "relation"},
+    {"unrelated": 1},
+)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_every_option_trains_on_both_kinds_of_model(family: str) -> None:
+    plain = trainer_on(family, batch_size=2, max_scale=4.0)
+    usual = plain.run_step(plain.draw([0, 3], torch.Generator().manual_seed(2))).total.detach()
+    for options in OPTIONS:
+        trainer = trainer_on(family, batch_size=2, max_scale=4.0, **options)
+        total = trainer.run_step(trainer.draw([0, 3], torch.Generator().manual_seed(2))).total
+        grads = torch.autograd.grad(total, list(trainer.parameters().values()))
+        assert all(bool(torch.isfinite(grad).all()) and bool(grad.any()) for grad in grads), options
+        default = options == {"append_eos": family == "t5"}  # what is so unless told otherwise
+        assert bool(total.detach() == usual) == default, options
+
+
+def test_an_encoder_decoder_is_edited_in_the_blocks_that_are_named() -> None:
+    trainer = trainer_on("t5", editable="chosen", layers=[0], decoder_layers=[1], parts=["mlp_out"])
+    assert [place.name for place in trainer.module.places] == [
+        "encoder.block.0.layer.1.DenseReluDense.wo.weight", "decoder.block.1.layer.2.DenseReluDense.wo.weight",
+    ]  # fmt: skip
+    assert bool(torch.isfinite(trainer.run_step(trainer.draw([0], torch.Generator().manual_seed(1))).total))
+
+
 def test_edits_of_a_micro_batch_count_as_accumulated_ones_do() -> None:
     trainer = trainer_on("gpt2", batch_size=2, unrelated=2)
     batch = trainer.draw([0, 3], torch.Generator().manual_seed(1))
@@ -178,7 +258,7 @@ def test_validation_says_how_many_edits_succeed() -> None:
     for batch in trainer.validation():
         with torch.no_grad():
             values = trainer.validate_step(batch).values
-        told = [each.inner[1] == trainer._answered(trainer.pair(*each.inner)) for each in batch.examples]
+        told = [each.inner[1] == trainer.sayings.of([trainer.pair(*each.inner)])[0] for each in batch.examples]
         assert values["edit/acc"] == (float(sum(told)), float(len(told)))
         assert values["kept"] == (2.0 * len(told), 2.0 * len(told))  # nothing is edited
 

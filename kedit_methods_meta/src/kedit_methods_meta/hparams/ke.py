@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, TypeAlias
 
-from attrs import field, fields, frozen, validators
+from attrs import field, frozen, validators
 
 from kedit_core.hparams import HyperParams
 from kedit_core.training.settings import EditTrainingHyperParams
-from kedit_methods_meta.hparams.editor import Part, at_least_one, not_negative, one_of, positive
+from kedit_methods_meta.hparams.editor import Part, at_least_one, not_negative, one_of, part_of, positive
 
 Editable: TypeAlias = Literal["auto", "all", "chosen"]
 Again: TypeAlias = Literal["recompute", "same"]
 Loss: TypeAlias = Literal["lagrangian", "mend"]
+Answers: TypeAlias = Literal["own", "given"]
 
 _share: Any = validators.and_(validators.ge(0), validators.lt(1))
 
@@ -74,6 +75,8 @@ class KeTrainingHyperParams(KeEditorSettings, EditTrainingHyperParams):
             ``mend``: ``c_edit`` and ``c_loc`` times the two, by Adam, as the port in MEND's repository does. What the
             latter trains is called ke-efk; set ``lr`` 1e-5 and ``accumulate`` 10 with it.
         unrelated: prompts of other cases beside each edit, whose answers should not move.
+        unrelated_answers: the answers at whose tokens those prompts are compared: the model's ``own``, as many tokens
+            as the given one has, or those ``given`` with them (always so with ``mend``).
         smoothing: share of the label that is spread over all other tokens (``lagrangian``).
         margin, margin_min: bound of the mean divergence of other answers, in nats, and what it is lowered to. After
             each validation at which more than ``margin_at`` of the edits succeed it is multiplied by ``margin_decay``.
@@ -85,6 +88,7 @@ class KeTrainingHyperParams(KeEditorSettings, EditTrainingHyperParams):
 
     loss: Loss = field(default="lagrangian", validator=one_of(Loss))
     unrelated: int = field(default=63, validator=at_least_one)
+    unrelated_answers: Answers = field(default="own", validator=one_of(Answers))
     smoothing: float = field(default=0.1, validator=_share)
     margin: float = field(default=1e-3, validator=positive)
     margin_min: float = field(default=1e-5, validator=not_negative)
@@ -115,4 +119,4 @@ class KeTrainingHyperParams(KeEditorSettings, EditTrainingHyperParams):
     @property
     def editor(self) -> KeEditorSettings:
         """The part of the settings that the editor keeps."""
-        return KeEditorSettings(**{each.name: getattr(self, each.name) for each in fields(KeEditorSettings)})
+        return part_of(self, KeEditorSettings)

@@ -27,18 +27,48 @@ def condition_ids(context: EditContext, text: str, tokens: int) -> Condition:
     return context.tokens.prompt(text).ids[:tokens]
 
 
-def answer_so_far(context: EditContext, pair: Pair) -> str:
-    """What the model, as it is, answers to a prompt: greedily, on one line, as many tokens as the new answer has."""
-    [ids] = generate_ids(
-        context.forward.model,
-        context.adapter,
-        context.tokens,
-        [pair.prompt_ids],
-        len(pair.target_ids),
-        scope=context.forward.scope,
-    )
-    said = context.tokens.continuation(pair.prompt_ids, ids).strip()
-    return said.splitlines()[0] if said else ""
+def answers_so_far(context: EditContext, pairs: Sequence[Pair]) -> list[str]:
+    """What the model, as it is, answers to each prompt: greedily, on one line, as many tokens as the new answer has."""
+    return Sayings(context).of(pairs)
+
+
+class Sayings:
+    """What a model that stays as it is answers to prompts, so that none is asked twice.
+
+    Args:
+        kept: prompts whose answers are remembered; the oldest are forgotten first.
+    """
+
+    def __init__(self, context: EditContext, kept: int = 1 << 16) -> None:
+        self._context, self._kept = context, kept
+        self._said: dict[tuple[int, ...], tuple[int, list[int]]] = {}  # prompt -> tokens asked for, ids given
+
+    def of(self, pairs: Sequence[Pair]) -> list[str]:
+        """As :func:`answers_so_far`."""
+        texts = [
+            self._context.tokens.continuation(pair.prompt_ids, ids).strip()
+            for pair, ids in zip(pairs, self.ids(pairs), strict=True)
+        ]
+        return [text.splitlines()[0] if text else "" for text in texts]
+
+    def ids(self, pairs: Sequence[Pair]) -> list[tuple[int, ...]]:
+        """Ids of the answers, without what ends them; unknown prompts are asked together."""
+        wanted: dict[tuple[int, ...], int] = {}
+        for pair in pairs:
+            wanted[pair.prompt_ids] = max(len(pair.target_ids), wanted.get(pair.prompt_ids, 0))
+        known = {ids: self._said[ids] for ids in wanted if ids in self._said and self._said[ids][0] >= wanted[ids]}
+        if missing := [ids for ids in wanted if ids not in known]:
+            most = max(wanted[ids] for ids in missing)
+            context = self._context
+            said = generate_ids(
+                context.forward.model, context.adapter, context.tokens, missing, most, scope=context.forward.scope
+            )
+            known |= {ids: (most, new) for ids, new in zip(missing, said, strict=True)}
+            self._said |= {ids: known[ids] for ids in missing}
+            for ids in list(self._said)[: max(0, len(self._said) - self._kept)]:
+                del self._said[ids]
+        # writing greedily, a shorter answer is the beginning of a longer one
+        return [tuple(known[pair.prompt_ids][1][: len(pair.target_ids)]) for pair in pairs]
 
 
 class ConditionEncoder(nn.Module):

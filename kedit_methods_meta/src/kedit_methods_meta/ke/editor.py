@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import asdict
 from torch import Tensor, nn
 
 from kedit_core.errors import InputError
@@ -18,11 +17,12 @@ from kedit_methods_meta.ke.condition import Condition, ConditionEncoder
 from kedit_methods_meta.ke.head import Head
 from kedit_methods_meta.ke.places import editable_places
 from kedit_methods_meta.places import Place
+from kedit_methods_meta.saved_editor import SavedEditor, check_places, described
 
 _EMBEDDING = "encoder.embedding.weight"
 
 
-class KeEditor(nn.Module):
+class KeEditor(SavedEditor):
     """``W <- W + s (A * G + B)`` for each edited weight, from the text of the edit and the gradient G of its loss.
 
     De Cao et al. 2021 (arXiv 2104.08164), section 4. G is the sum of its tokens' factors ``delta_t x_t^T``, so the
@@ -35,6 +35,9 @@ class KeEditor(nn.Module):
         generator: of the first numbers; None for an editor whose numbers are loaded.
     """
 
+    settings_class = KeEditorSettings
+    settings: KeEditorSettings
+
     def __init__(
         self,
         places: Sequence[Place],
@@ -44,8 +47,8 @@ class KeEditor(nn.Module):
         padding: int | None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.places, self.settings, self.padding = tuple(places), settings, padding
+        super().__init__(places, settings)
+        self.padding = padding
         self.encoder = ConditionEncoder(vocabulary, width, padding, settings, generator)
         self.heads = nn.ModuleList(
             Head(settings.condition_size, settings.head_size, place.shape, settings.max_scale, generator)
@@ -73,27 +76,17 @@ class KeEditor(nn.Module):
 
         Raises InputError when they are not whole, or name weights that this model does not have.
         """
-        try:
-            settings = KeEditorSettings.from_dict(config["settings"], "the editor's settings")
-            named = [str(place["name"]) for place in config["places"]]
-            padding = config["padding"]
-            vocabulary, width = tensors[_EMBEDDING].shape
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"the editor's state does not describe a KE editor ({error}); get it again") from error
-        places = editable_places(forward, settings)
-        if [place.name for place in places] != named:
+        settings, listed = described(config, cls.settings_class)
+        places, padding = editable_places(forward, settings), config.get("padding")
+        check_places(places, listed)
+        embeddings = tensors.get(_EMBEDDING)
+        if embeddings is None or embeddings.dim() != 2 or not _is_row(padding, len(embeddings)):
             raise InputError(
-                f"the editor edits {', '.join(named[:3])}, which are not the weights that its settings name in this "
-                "model; use the model it was trained for"
+                "the editor's state has no embeddings, or no padding among them; get the whole folder again"
             )
+        vocabulary, width = embeddings.shape
         made = cls(places, settings, vocabulary, width, padding)
-        own = made.state_dict()
-        wrong = sorted({*own} ^ {*tensors}) or [name for name in own if own[name].shape != tensors[name].shape]
-        if wrong:
-            raise InputError(
-                f"the editor's tensors do not go with its settings (see {wrong[0]!r}); get the whole folder again"
-            )
-        made.load_state_dict(dict(tensors))
+        made.load(tensors)
         return made.to(forward.device).eval()
 
     def forward(self, conditions: Sequence[Condition], factors: Mapping[str, Factors]) -> dict[str, LowRank]:
@@ -118,13 +111,9 @@ class KeEditor(nn.Module):
         return found
 
     def config(self) -> dict[str, Any]:
-        """What is needed to make this editor again, beside its tensors and the model: JSON."""
-        return {
-            "settings": self.settings.to_dict(),
-            "places": [asdict(place) for place in self.places],
-            "padding": self.padding,
-        }
+        return {**super().config(), "padding": self.padding}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All that is learned, by name."""
-        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+
+def _is_row(number: Any, rows: int) -> bool:
+    """Whether this may be a padding index: None, or the number of a row."""
+    return number is None or (type(number) is int and 0 <= number < rows)

@@ -22,12 +22,14 @@ class Rows:
         group: ``[pairs]`` the edit that each is under.
         edits: how many edits there are.
         told: how many edits and rephrases.
+        outer: ``[pairs]`` false for edits that have a rephrase, which is asked in their place where only one is.
     """
 
     pairs: Sequence[Pair]
     group: Tensor
     edits: int
     told: int
+    outer: Tensor
 
 
 def measured(asked: Questions, rows: Rows, logits: Tensor, base: Tensor) -> dict[str, tuple[float, float]]:

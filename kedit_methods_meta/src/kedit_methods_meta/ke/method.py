@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -19,13 +18,13 @@ from kedit_methods_meta.dropping import remaining
 from kedit_methods_meta.edited import LowRank
 from kedit_methods_meta.factors import gradient_factors
 from kedit_methods_meta.hparams.ke import KeHyperParams, KeTrainingHyperParams
-from kedit_methods_meta.ke.condition import answer_so_far, condition_ids, condition_text
+from kedit_methods_meta.ke.condition import answers_so_far, condition_ids, condition_text
 from kedit_methods_meta.ke.editor import KeEditor
 from kedit_methods_meta.ke.training import KeTrainer
 from kedit_methods_meta.pairs import edit_pairs
+from kedit_methods_meta.planning import delta_bytes, seconds_of
 from kedit_methods_meta.questions import questions
-
-ROLE = "editor"
+from kedit_methods_meta.saved_editor import ROLE, warn_of_half_precision
 
 
 class Ke:
@@ -55,8 +54,8 @@ class Ke:
         editor = _editor(context)
         pairs = _pairs(context, editor, requests)
         texts = [
-            condition_text(answer_so_far(context, pair), request.target_new, request.prompt)
-            for request, pair in zip(requests, pairs, strict=True)
+            condition_text(said, request.target_new, request.prompt)
+            for request, said in zip(requests, answers_so_far(context, pairs), strict=True)
         ]
         updates = [_update(context, editor, texts, pairs, hparams)]
         if len(pairs) == 1 and hparams.iterations > 1:
@@ -92,20 +91,16 @@ class Ke:
         editor = _editor(context)
         pairs = _pairs(context, editor, requests)
         text = condition_text(requests[0].ground_truth or "", requests[0].target_new, requests[0].prompt)
-        _update(context, editor, [text], pairs[:1], hparams)  # also warms up
-        started = time.perf_counter()
-        _update(context, editor, [text], pairs[:1], hparams)
-        seconds = time.perf_counter() - started
+        seconds = seconds_of(lambda: _update(context, editor, [text], pairs[:1], hparams))
         rows = sum(len(pair.prompt_ids) + len(pair.target_ids) + 1 for pair in pairs)
-        factors = sum(4 * min(rows * sum(place.shape), place.width * place.out) for place in editor.places)
-        held = sum(tensor.nbytes for tensor in editor.tensors().values())
+        size = delta_bytes(editor.places, {place.name: rows for place in editor.places})
         return {
             "places": [place.name for place in editor.places],
             "seconds": seconds * len(pairs),
-            "memory_bytes": held + 3 * factors + context.memory_budget // 4,
-            "patch_bytes": factors,
+            "memory_bytes": editor.bytes + 3 * size + context.memory_budget // 4,
+            "patch_bytes": size,
             "notes": [
-                f"an editor of {held / 1e6:.0f} MB; rank at most {rows} (tokens of all requests and one more for each)",
+                f"an editor of {editor.bytes / 1e6:.0f} MB; rank at most {rows} (tokens, and one more a request)",
                 "time: of the first request alone on this machine, applied once, for each",
                 f"a request alone is applied up to {hparams.iterations} times; several are edited apart and summed",
             ],
@@ -133,6 +128,7 @@ def _editor(context: EditContext) -> KeEditor:
     """The context's editor, loaded once."""
     folder = EditorFolder.load(context, ROLE)
     device = context.forward.device
+    warn_of_half_precision(context)
     return context.remember(
         ("ke editor", folder.digest, str(device)), lambda: KeEditor.of(context.forward, folder.config, folder.tensors)
     )

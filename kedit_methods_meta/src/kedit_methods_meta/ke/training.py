@@ -8,29 +8,28 @@ its own edit, the edit, a rephrase of it, and unrelated prompts. The gradient th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
 from attrs import frozen
 from torch import Tensor
 
-from kedit_core.errors import RequestError
 from kedit_core.forward import Pair
-from kedit_core.requests import EditRequest, shortened
 from kedit_core.training import BaseTrainer, Stepped, TrainingContext
 from kedit_core.training.records import Asked, EditExample, Examples
 from kedit_methods_meta.edited import edited_logits
 from kedit_methods_meta.factors import gradient_factors
 from kedit_methods_meta.hparams.ke import KeTrainingHyperParams
-from kedit_methods_meta.ke.condition import Condition, answer_so_far, condition_ids, condition_text
+from kedit_methods_meta.ke.condition import Condition, Sayings, condition_ids, condition_text
 from kedit_methods_meta.ke.editor import KeEditor
 from kedit_methods_meta.ke.measuring import Rows, measured
 from kedit_methods_meta.ke.objective import Margin, bounded, smoothed_nll, weight_change
 from kedit_methods_meta.ke.schedule import warm_linear
 from kedit_methods_meta.losses import divergence, shares
-from kedit_methods_meta.pairs import pair_of, too_long
+from kedit_methods_meta.pairs import check_records, pair_of
 from kedit_methods_meta.questions import questions
+from kedit_methods_meta.saved_editor import warn_of_half_precision
 
 _KEPT = 1 << 16  # texts whose ids, and prompts whose answers, are kept
 _ALPHA, _WEIGHT_ALPHA = "alpha.kl", "alpha.weights"
@@ -61,8 +60,9 @@ class KeTrainer(BaseTrainer[KeBatch]):
         self.count = self.examples.count
         self._validating = Examples(context.validation, hparams, unrelated=context.requests)
         self.pair = lru_cache(_KEPT)(self._pair)
-        self._answered = lru_cache(_KEPT)(partial(answer_so_far, context))
-        self._check([*context.requests, *context.validation])
+        self.sayings = Sayings(context, _KEPT)
+        check_records(context, [*context.requests, *context.validation], self.pair)
+        warn_of_half_precision(context)
         self.module = KeEditor.new(context.forward, hparams.editor, torch.Generator().manual_seed(context.seed))
         home = context.forward.device
         self.margins = {_ALPHA: Margin(hparams.margin, hparams.margin_min)}
@@ -142,8 +142,8 @@ class KeTrainer(BaseTrainer[KeBatch]):
     def run_step(self, batch: KeBatch) -> Stepped:
         hparams, forward = self.hparams, self.context.forward
         inner = [self.pair(*each.inner) for each in batch.examples]
-        factors = gradient_factors(forward, inner, self.module.places)
-        edits = self.module([self._condition(each) for each in batch.examples], factors)
+        factors = gradient_factors(forward, inner, self.module.places, check=False)  # what is not finite is left out
+        edits = self.module(self._conditions(batch.examples, inner), factors)
         rows = self._rows(batch, inner)
         told = questions(forward, rows.pairs, [self._whole and i >= rows.told for i in range(len(rows.pairs))])
         logits = edited_logits(forward, told, self.module.places, edits, rows.group)
@@ -152,7 +152,7 @@ class KeTrainer(BaseTrainer[KeBatch]):
         group = rows.group.to(told.row.device)[told.row]
         moved = divergence(base, logits[kept], group[kept])
         if hparams.loss == "mend":
-            outer = new if rows.edits == rows.told else new & (told.row >= rows.edits)
+            outer = new & rows.outer[told.row]
             nll = self._mean(smoothed_nll(logits[outer], told.tokens[outer].to(logits.device), 0.0), group[outer])
             total = hparams.c_edit * nll + hparams.c_loc * moved
         else:
@@ -181,10 +181,25 @@ class KeTrainer(BaseTrainer[KeBatch]):
     def _rows(self, batch: KeBatch, inner: Sequence[Pair]) -> Rows:
         """All pairs an edited model reads; a rephrase that is the edit's own prompt is left out."""
         reworded = [(i, self.pair(*each.outer)) for i, each in enumerate(batch.examples) if each.outer != each.inner]
-        others = [(i, self.pair(*asked)) for i, some in enumerate(batch.unrelated) for asked in some]
-        placed = [*enumerate(inner), *reworded, *others]
+        others = [(i, asked) for i, some in enumerate(batch.unrelated) for asked in some]
+        kept = self._kept([asked for _, asked in others])
+        placed = [*enumerate(inner), *reworded, *((i, pair) for (i, _), pair in zip(others, kept, strict=True))]
         group = torch.tensor([i for i, _ in placed], device=self.context.forward.device)
-        return Rows([pair for _, pair in placed], group, len(inner), len(inner) + len(reworded))
+        outer = torch.ones(len(placed), dtype=torch.bool, device=group.device)
+        outer[[i for i, _ in reworded]] = False
+        return Rows([pair for _, pair in placed], group, len(inner), len(inner) + len(reworded), outer)
+
+    def _kept(self, unrelated: Sequence[Asked]) -> list[Pair]:
+        """Unrelated prompts with the answers at which they are compared."""
+        pairs = [self.pair(*asked) for asked in unrelated]
+        if self._whole or self.hparams.unrelated_answers == "given":
+            return pairs
+        found = []
+        for (prompt, _), pair, said in zip(unrelated, pairs, self.sayings.ids(pairs), strict=True):
+            ends = self.pair(prompt, "").target_ids  # of an answer that ends with a token
+            own = (*said[: len(pair.target_ids) - len(ends)], *ends)
+            found.append(Pair(pair.prompt_ids, own) if own else pair)
+        return found
 
     def _base(self, rows: Rows) -> Tensor:
         """The base's logits where the unrelated are compared."""
@@ -201,20 +216,12 @@ class KeTrainer(BaseTrainer[KeBatch]):
         return (each * shares(group.to(each.device)).to(each.dtype)).sum()
 
     # ------------------------------------------------------------------ texts
-    def _condition(self, example: EditExample) -> Condition:
-        prompt, new = example.inner
-        text = condition_text(self._answered(self.pair(prompt, new)), new, prompt)
-        return condition_ids(self.context, text, self.hparams.condition_tokens)
+    def _conditions(self, examples: Sequence[EditExample], inner: Sequence[Pair]) -> list[Condition]:
+        texts = [
+            condition_text(said, new, prompt)
+            for said, (prompt, new) in zip(self.sayings.of(inner), (each.inner for each in examples), strict=True)
+        ]
+        return [condition_ids(self.context, text, self.hparams.condition_tokens) for text in texts]
 
     def _pair(self, prompt: str, answer: str) -> Pair:
         return pair_of(self.context.tokens, prompt, answer, self.hparams.append_eos)
-
-    def _check(self, requests: Sequence[EditRequest]) -> None:
-        """Refuse records that are longer than the model's positions."""
-        faults = []
-        for request in requests:
-            for prompt in (request.prompt, *request.rephrase_prompts):
-                if fault := too_long(self.context, self.pair(prompt, request.target_new)):
-                    faults.append(f"{shortened(prompt)}: {fault}")
-        if faults:
-            raise RequestError("the records to train on", faults)
