@@ -199,10 +199,13 @@ def case_of(request: EditRequest) -> str:
     return request.case_id or request.id
 
 
-def alternatives(requests: Sequence[EditRequest], name: str | None) -> list[tuple[str, ...]]:
+def alternatives(
+    requests: Sequence[EditRequest], name: str | None, *, own_truth: bool = False
+) -> list[tuple[str, ...]]:
     """The new answers that each request may be given: ``target_new``, or those of all with its value of ``meta[name]``.
 
-    A request's own true answer is none of them. Raises InputError for a request without that field.
+    A request's own true answer is one of the latter only with ``own_truth``. Raises InputError for a request without
+    that field.
     """
     if name is None:
         return [(request.target_new,) for request in requests]
@@ -215,7 +218,7 @@ def alternatives(requests: Sequence[EditRequest], name: str | None) -> list[tupl
         known = {text: None for text in (request.target_new, request.ground_truth) if text}
         pools[str(request.meta[name])].update(known)
     return [
-        tuple(sorted(text for text in pools[str(request.meta[name])] if text != request.ground_truth))
+        tuple(sorted(text for text in pools[str(request.meta[name])] if own_truth or text != request.ground_truth))
         for request in requests
     ]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from kedit_core.forward import Pair
 from kedit_core.training import BaseTrainer, Stepped, TrainingContext
 from kedit_core.training.records import Asked, EditExample, Examples
+from kedit_methods_meta.edit_training import KEPT
 from kedit_methods_meta.edited import edited_logits
 from kedit_methods_meta.factors import gradient_factors
 from kedit_methods_meta.hparams.ke import KeTrainingHyperParams
@@ -31,7 +32,6 @@ from kedit_methods_meta.pairs import check_records, pair_of
 from kedit_methods_meta.questions import questions
 from kedit_methods_meta.saved_editor import warn_of_half_precision
 
-_KEPT = 1 << 16  # texts whose ids, and prompts whose answers, are kept
 _ALPHA, _WEIGHT_ALPHA = "alpha.kl", "alpha.weights"
 
 
@@ -59,8 +59,8 @@ class KeTrainer(BaseTrainer[KeBatch]):
         self.examples = Examples(context.requests, hparams)
         self.count = self.examples.count
         self._validating = Examples(context.validation, hparams, unrelated=context.requests)
-        self.pair = lru_cache(_KEPT)(self._pair)
-        self.sayings = Sayings(context, _KEPT)
+        self.pair = lru_cache(KEPT)(self._pair)
+        self.sayings = Sayings(context, KEPT)
         check_records(context, [*context.requests, *context.validation], self.pair)
         warn_of_half_precision(context)
         self.module = KeEditor.new(context.forward, hparams.editor, torch.Generator().manual_seed(context.seed))

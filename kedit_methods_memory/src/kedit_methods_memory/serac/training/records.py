@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from kedit_core.errors import InputError
 from kedit_core.requests import EditRequest
-from kedit_core.training.records import below, case_of
+from kedit_core.training.records import alternatives, below, case_of
 from kedit_methods_memory.hparams.serac import SeracTrainingHyperParams
 from kedit_methods_memory.serac.training.negatives import Neighbours
 
@@ -74,7 +74,7 @@ def records_of(requests: Sequence[EditRequest], hparams: SeracTrainingHyperParam
 
     Raises InputError when nothing is left: requests without a prompt that ``outer`` asks for are left out.
     """
-    answers = _alternatives(requests, hparams.alternatives_from)
+    answers = alternatives(requests, hparams.alternatives_from, own_truth=True)
     found = []
     for number, request in enumerate(requests):
         inside: list[tuple[str, str | None]] = []
@@ -197,21 +197,6 @@ class Drawing:
 def _prompts_of(record: Record) -> list[str]:
     """The prompts that say a record's fact, each once."""
     return list(dict.fromkeys([record.prompt, *(prompt for prompt, _ in record.inside)]))
-
-
-def _alternatives(requests: Sequence[EditRequest], name: str | None) -> list[tuple[str, ...]]:
-    """The answers that each request may be given."""
-    if name is None:
-        return [(request.target_new,) for request in requests]
-    pools: dict[str, dict[str, None]] = defaultdict(dict)
-    for request in requests:
-        if name not in request.meta:
-            raise InputError(
-                f"the request of {request.prompt[:60]!r} has no {name!r} in its meta; leave alternatives_from out"
-            )
-        known = {text: None for text in (request.target_new, request.ground_truth) if text}
-        pools[str(request.meta[name])].update(known)
-    return [tuple(sorted(pools[str(request.meta[name])])) for request in requests]
 
 
 def _outside(request: EditRequest) -> tuple[str, ...]:
