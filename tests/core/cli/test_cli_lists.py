@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from kedit_core import hookimpl
 from kedit_core.cli import root
 from kedit_core.cli.common import as_json, emit, human_bytes, write_text
+from kedit_core.cli.patch import COMMANDS as PATCH_COMMANDS
 from kedit_core.errors import InputError, KeditError
 from kedit_core.plugins import Catalogue
 
@@ -84,6 +85,29 @@ def test_help_lists_every_command_and_imports_none(monkeypatch: pytest.MonkeyPat
 def test_every_command_of_the_table_is_there(name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", PATCH_COMMANDS)
+def test_every_command_of_patch_is_there_and_says_what_the_table_says(name: str) -> None:
+    found = root.kedit.get_command(click.Context(root.kedit), "patch")
+    assert isinstance(found, click.Group)
+    inner = found.get_command(click.Context(found), name)
+    assert inner is not None and inner.get_short_help_str(100) == PATCH_COMMANDS[name].summary
+
+
+def test_a_plugin_adds_a_command_to_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug(monkeypatch, entry("patch.polish", command(InputError("no polish"))), entry("mine", command(None)))
+    assert "polish" in run("patch", "--help").output and "mine" not in run("patch", "--help").output
+    assert "polish" not in run("--help").output
+    result = run("patch", "polish")
+    assert (result.exit_code, result.stderr) == (2, "Error: no polish\n")
+    assert "did you mean 'polish'" in run("patch", "polis").stderr
+
+
+def test_a_plugin_cannot_take_the_place_of_a_command_of_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug(monkeypatch, entry("patch.show", command(None)))
+    result = run("patch", "show", "x")
+    assert result.exit_code == 1 and "'patch.show' is provided by both kedit-core and kedit-else" in result.stderr
 
 
 def test_listings_in_json() -> None:

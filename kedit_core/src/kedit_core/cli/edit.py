@@ -107,7 +107,7 @@ def edit(
     kedit edit factworld:llama -m rome --prompt "The capital of France is" --subject France --target Oslo -o oslo
     kedit edit MODEL -m rome --requests cases.jsonl --mode single --json out.json
     """
-    from kedit_core.cli.root import catalogue
+    from kedit_core.cli.groups import catalogue
     from kedit_core.evaluation import resolve_metrics, resolve_protocols
     from kedit_core.plugins import Host
 

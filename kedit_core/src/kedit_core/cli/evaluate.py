@@ -32,7 +32,7 @@ def evaluate(
     \b
     kedit evaluate factworld:llama --patch oslo.safetensors --requests cases.jsonl --protocol teacher_forced
     """
-    from kedit_core.cli.root import catalogue
+    from kedit_core.cli.groups import catalogue
     from kedit_core.evaluation import resolve_metrics, resolve_protocols
     from kedit_core.plugins import Host
 

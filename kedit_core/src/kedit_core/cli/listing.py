@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kedit_core.cli.common import emit, json_option, note, say, show_table
-from kedit_core.cli.root import catalogue
+from kedit_core.cli.groups import catalogue
 
 if TYPE_CHECKING:
     from kedit_core.plugins import Catalogue, Found

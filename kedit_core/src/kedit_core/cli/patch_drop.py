@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kedit_core.cli.common import emit, human_bytes, json_option, note, say
+from kedit_core.cli.groups import catalogue
 from kedit_core.cli.model_options import open_editor
 from kedit_core.cli.outputs import OutputPath
 from kedit_core.cli.patch_files import PATCH_FILE, check_patch_output
-from kedit_core.cli.root import catalogue
 
 if TYPE_CHECKING:
     from kedit_core.editing import EditWarning

@@ -1,4 +1,4 @@
-"""The ``kedit`` group: commands are found by name and imported when called, and errors become one sentence."""
+"""The ``kedit`` command: what the core has, and how errors are told."""
 
 from __future__ import annotations
 
@@ -8,26 +8,14 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
-from attrs import frozen
 
-from kedit_core.errors import DuplicateNameError, KeditError, UnknownNameError
-
-if TYPE_CHECKING:
-    from kedit_core.plugins import Catalogue, Found
+from kedit_core.cli.groups import Builtin, CommandGroup
+from kedit_core.errors import KeditError
 
 INTERRUPTED = 130  # what shells give a program that was stopped by Ctrl-C
-
-
-@frozen
-class Builtin:
-    """A command of the core: where it is, and its line in ``kedit --help`` (so that help imports no command)."""
-
-    target: str
-    summary: str
 
 
 COMMANDS: Mapping[str, Builtin] = {
@@ -44,51 +32,8 @@ COMMANDS: Mapping[str, Builtin] = {
 }
 
 
-class KeditGroup(click.Group):
-    """A group whose commands come from :data:`COMMANDS` and the ``kedit.commands`` entry points."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands, the core's first."""
-        return [*COMMANDS, *sorted(self._plugged(ctx).keys() - COMMANDS.keys())]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command.
-
-        Raises:
-            PluginError: a plugin's command cannot be imported or is no click command.
-            DuplicateNameError: two distributions claim the name.
-        """
-        from kedit_core.plugins import COMMANDS as GROUP
-        from kedit_core.plugins import load_object
-
-        plugged = catalogue(ctx)
-        builtin = COMMANDS.get(cmd_name)
-        found = plugged.commands().get(cmd_name)
-        if builtin is not None and found is not None:
-            raise DuplicateNameError(
-                f"command {cmd_name!r} is provided by both kedit-core and {found.provider}; uninstall the plugin, or "
-                "leave it out of KEDIT_PLUGINS"
-            )
-        if builtin is not None:
-            command: click.Command = load_object(builtin.target)
-            return command
-        try:
-            return _load(found or plugged.find(GROUP, cmd_name))
-        except UnknownNameError as error:
-            if any(entry.name == cmd_name for entry in plugged.left_out):
-                ctx.fail(str(error))
-            if close := get_close_matches(cmd_name, self.list_commands(ctx), n=1):
-                ctx.fail(f"No such command {cmd_name!r}; did you mean {close[0]!r}?")
-            return None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands in ``--help``, without importing any of them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, builtin.summary) for name, builtin in COMMANDS.items()])
-        plugged = {name: found for name, found in sorted(self._plugged(ctx).items()) if name not in COMMANDS}
-        if plugged:
-            with formatter.section("Commands of plugins"):
-                formatter.write_dl([(name, f"from {found.distribution}") for name, found in plugged.items()])
+class KeditGroup(CommandGroup):
+    """The root: errors become one sentence and an exit code."""
 
     def main(
         self,
@@ -108,21 +53,6 @@ class KeditGroup(click.Group):
             code = _report(error, debug)
         sys.exit(code if isinstance(code, int) else 0)
 
-    def _plugged(self, ctx: click.Context) -> Mapping[str, Found]:
-        commands: Mapping[str, Found] = catalogue(ctx).commands()
-        return commands
-
-
-def catalogue(ctx: click.Context) -> Catalogue:
-    """What is installed; read once per run of the command line."""
-    from kedit_core.plugins import Catalogue
-
-    root = ctx.find_root()
-    if (known := root.meta.get("kedit.catalogue")) is None:
-        known = root.meta["kedit.catalogue"] = Catalogue.installed()
-    result: Catalogue = known
-    return result
-
 
 def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
@@ -134,6 +64,7 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 @click.group(
     cls=KeditGroup,
+    builtins=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="MODEL is a registered name such as factworld:gpt2, a local folder, or a Hugging Face id.",
 )
@@ -150,13 +81,6 @@ def _take_debug(words: list[str]) -> bool:
     found = len(kept) < end
     words[:end] = kept
     return found
-
-
-def _load(found: Found) -> click.Command:
-    command = found.load()
-    if not isinstance(command, click.Command):
-        raise found.error(f"is a {type(command).__name__}, not a click command")
-    return command
 
 
 def _report(error: BaseException, debug: bool) -> int:

@@ -79,7 +79,7 @@ def train(
     kedit train MODEL -m METHOD --requests train.jsonl --validate held-out.jsonl -o editor
     kedit edit MODEL -m METHOD --editor editor --requests cases.jsonl -o facts.safetensors
     """
-    from kedit_core.cli.root import catalogue
+    from kedit_core.cli.groups import catalogue
     from kedit_core.hparams import resolve
     from kedit_core.plugins import Host, load_object
 

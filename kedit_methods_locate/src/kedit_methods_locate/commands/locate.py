@@ -101,7 +101,7 @@ def locate(
     kedit locate factworld:llama --prompt "The capital of France is" --subject France --plot france.png
     kedit locate gpt2-xl --requests cases.jsonl --cases 100 --noise 0.1 --json traces.json
     """
-    from kedit_core.cli.root import catalogue
+    from kedit_core.cli.groups import catalogue
 
     settings = TraceSettings(
         kinds=kinds or KINDS,

@@ -104,7 +104,7 @@ def tune(
     kedit tune MODEL -m rome --requests cases.jsonl --try layer=3,4,5 --try v_lr=0.1,0.5 -o preset.yaml
     kedit edit MODEL -m rome --preset preset.yaml --requests cases.jsonl
     """
-    from kedit_core.cli.root import catalogue
+    from kedit_core.cli.groups import catalogue
     from kedit_core.plugins import Host
 
     installed = catalogue(context)

@@ -65,7 +65,7 @@ def ask(
     \b
     kedit ask --base-url http://127.0.0.1:8000/v1 --model NAME --patch oslo.safetensors --prompt "The capital of"
     """
-    from kedit_core.cli.root import catalogue
+    from kedit_core.cli.groups import catalogue
     from kedit_core.patches import EditPatch
     from kedit_methods_memory.blackbox import Endpoint, EndpointEditor
 

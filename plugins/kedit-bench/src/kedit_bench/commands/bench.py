@@ -74,7 +74,7 @@ def bench(
         return
     spec = _spec(sheet, flags)
     from kedit_bench.cells import plan_cells, with_all_methods
-    from kedit_core.cli.root import catalogue
+    from kedit_core.cli.groups import catalogue
     from kedit_core.plugins import Host
 
     installed = catalogue(context)
