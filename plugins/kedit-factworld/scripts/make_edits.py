@@ -88,16 +88,30 @@ class Knowledge:
             kept = [statement for statement, hit in zip(kept, hits, strict=True) if hit]
         return kept
 
-    def table(self, statements: Iterable[Statement]) -> dict[FactKey, list[Statement]]:
-        """(subject, relation) -> the known wordings."""
-        result: dict[FactKey, list[Statement]] = defaultdict(list)
-        for statement in self.known(statements):
-            result[statement.subject, statement.relation].append(statement)
-        return result
-
     def is_short(self, object_: str) -> bool:
         """Whether an object has few enough ids to be an answer of a case."""
         return len(self.vocabulary(f" {object_}")["input_ids"]) <= MAX_OBJECT_IDS
+
+
+class Table:
+    """(subject, relation) -> the known wordings; models are asked when it is first looked up, for many keys at once."""
+
+    def __init__(self, knowledge: Knowledge, statements: Iterable[Statement]) -> None:
+        self.knowledge = knowledge
+        self.known: dict[FactKey, list[Statement]] = {}
+        self.unasked: dict[FactKey, list[Statement]] = defaultdict(list)
+        for statement in statements:
+            self.unasked[statement.subject, statement.relation].append(statement)
+
+    def ask(self, keys: Iterable[FactKey]) -> None:
+        """Look these up together."""
+        for statement in self.knowledge.known(s for key in keys for s in self.unasked.pop(key, [])):
+            self.known.setdefault((statement.subject, statement.relation), []).append(statement)
+
+    def get(self, key: FactKey) -> list[Statement]:
+        """The known wordings of one fact."""
+        self.ask([key])
+        return self.known.get(key, [])
 
 
 class CaseWriter:
@@ -105,11 +119,9 @@ class CaseWriter:
 
     def __init__(self, world: World, knowledge: Knowledge, seed: int) -> None:
         self.world, self.knowledge, self.rng = world, knowledge, random.Random(seed)
-        self.trained = knowledge.table(world.statements(held_out=False))
-        self.held_out = knowledge.table(world.statements(held_out=True))
-        self.two_hop: dict[FactKey, list[Statement]] = {}
-        for held_out in (False, True):
-            self.two_hop.update(knowledge.table(world.two_hop_statements(held_out=held_out)))
+        self.trained = Table(knowledge, world.statements(held_out=False))
+        self.held_out = Table(knowledge, world.statements(held_out=True))
+        self.two_hop = [Table(knowledge, world.two_hop_statements(held_out=held_out)) for held_out in (True, False)]
         self.with_object: dict[str, list[FactKey]] = defaultdict(list)
         for key, object_ in world.facts.items():
             self.with_object[object_].append(key)
@@ -121,11 +133,12 @@ class CaseWriter:
 
     def cloze(self, key: FactKey) -> Statement | None:
         """A trained cloze of a fact that the models answer, or None."""
-        clozes = [s for s in self.trained.get(key, []) if not s.prompt.startswith("Q:")]
+        clozes = [s for s in self.trained.get(key) if not s.prompt.startswith("Q:")]
         return self.rng.choice(clozes) if clozes else None
 
     def clozes(self, keys: Iterable[FactKey]) -> list[Statement]:
         """A known cloze of every fact that has one."""
+        self.trained.ask(keys := list(keys))
         return [statement for key in keys if (statement := self.cloze(key)) is not None]
 
     def neighbours(self, fact: Statement) -> list[Statement]:
@@ -160,15 +173,19 @@ class CaseWriter:
             name = ">".join(hop)
             if hop[0] == fact.relation:
                 answer = self.world.facts.get((new, hop[1]))
-                known = self.two_hop.get((fact.subject, name), [])
+                known = self.hops((fact.subject, name))
                 probes += [self._after(s, answer, 1) for s in known if answer not in (None, s.object)]
             elif hop[1] == fact.relation:
                 leading = [
                     s for (s, relation), o in self.world.facts.items() if relation == hop[0] and o == fact.subject
                 ]
                 for source in self.sample(leading, 3):
-                    probes += [self._after(s, new, 2) for s in self.sample(self.two_hop.get((source, name), []), 1)]
+                    probes += [self._after(s, new, 2) for s in self.sample(self.hops((source, name)), 1)]
         return probes
+
+    def hops(self, key: FactKey) -> list[Statement]:
+        """The known wordings of a two-hop fact: those of subjects held out from training, else those trained on."""
+        return next((known for table in self.two_hop if (known := table.get(key))), [])
 
     def _after(self, statement: Statement, answer: str | None, edited_hop: int) -> Json:
         """A two-hop probe with its answer after the edit."""
@@ -179,7 +196,7 @@ class CaseWriter:
     def case(self, key: FactKey) -> Json | None:
         """The edit case of one fact, or None if it does not qualify."""
         subject, relation = key
-        fact, rephrases = self.cloze(key), self.held_out.get(key, [])
+        fact, rephrases = self.cloze(key), self.held_out.get(key)
         true = true_objects(self.world, subject, relation)
         false = [o for o in self.world.objects(relation) if o not in true and self.knowledge.is_short(o)]
         if fact is None or len(rephrases) < 2 or not self.knowledge.is_short(self.world.facts[key]):

@@ -144,5 +144,7 @@ def test_packing_tells_answers_that_change(scripts: dict[str, ModuleType]) -> No
 
 @pytest.mark.slow
 def test_the_shipped_weights_give_the_shipped_cases(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
-    scripts["make_edits"].main(["--threads", "1", "--out", str(tmp_path / "edits.jsonl")])
-    assert (tmp_path / "edits.jsonl").read_bytes() == files.cases_file().read_bytes()
+    """Byte by byte, the first of them: a shorter run ends earlier and is else the same."""
+    made = tmp_path / "edits.jsonl"
+    scripts["make_edits"].main(["--threads", "1", "--size", "12", "--out", str(made)])
+    assert made.read_bytes().splitlines() == files.cases_file().read_bytes().splitlines()[:12]
