@@ -25,6 +25,8 @@ FAMILIES = {
     "kedit_methods_finetune": REPO / "plugins" / "kedit-methods-finetune",
     "kedit_datasets": REPO / "plugins" / "kedit-datasets",
     "kedit_bench": REPO / "plugins" / "kedit-bench",
+    "kedit_hub": REPO / "plugins" / "kedit-hub",
+    "kedit_easyedit": REPO / "plugins" / "kedit-easyedit",
 }
 METHODS = {
     "rome",

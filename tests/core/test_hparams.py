@@ -253,6 +253,18 @@ def test_files_that_are_refused(name: str, data: bytes, told: str, tmp_path: Pat
     assert told in fault and "\n" not in fault
 
 
+def test_settings_that_multiply_are_refused_soon(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    (tmp_path / "laughs.yaml").write_text("\n".join(lines))
+    assert "more than 100000 values" in faults(read_settings, tmp_path / "laughs.yaml")[0]
+    keys = ", ".join(f'"{n}": 0' for n in [*range(30_000), 29_999])
+    (tmp_path / "twice.json").write_text(f"{{{keys}}}")
+    assert "'29999' is given twice" in faults(read_settings, tmp_path / "twice.json")[0]
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    assert "is larger than 16777216 bytes" in faults(read_settings, tmp_path / "endless.yaml")[0]
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "cannot be read: No such file" in faults(read_settings, tmp_path / "gone.yaml")[0]
     assert "cannot be read" in faults(read_settings, tmp_path)[0]

@@ -18,6 +18,8 @@ from torch_blocked import run_without_torch
 from kedit_core.contract import (
     API_VERSION,
     DatasetInfo,
+    ExporterInfo,
+    ExportReport,
     Installed,
     MethodInfo,
     MetricInfo,
@@ -27,6 +29,7 @@ from kedit_core.contract import (
 )
 from kedit_core.errors import DuplicateNameError, KeditError, MethodError, PluginError, RequestError, UnknownNameError
 from kedit_core.plugins import COMMANDS, GROUPS, METHODS, OPERATIONS, PLUGINS, Catalogue, Found, Host, load_object
+from kedit_core.plugins._entries import read_entries
 from kedit_core.requests import EditRequest
 
 ROME = MethodInfo(
@@ -146,6 +149,74 @@ def test_narrowing() -> None:
         narrowed.method("mend")
     (problem,) = narrowed.problems
     assert "'kedit-too'" in str(problem.error) and problem.found.group == "KEDIT_PLUGINS"
+
+
+def needing(*requires: str, version: str = "1.2", name: str = "kedit-fake", target: Any = ROME) -> Any:
+    """A method of a distribution with these requirements; importing it would fail the test."""
+    made = entry(METHODS, "rome", target, name, version)
+    made.dist.requires = list(requires)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("requires", "core"),
+    [
+        (["kedit-core>=0.1,<0.2"], "0.1.7"),
+        (["Kedit_Core>=0.1", "kedit.core[testing]<0.2; python_version > '3'"], "0.1.7"),
+        (["kedit-core>=0.1,<0.2"], "0.2.0.dev1+local"),  # not yet 0.2, but a pre-release is not before it either
+        (["kedit-core<0.1; extra == 'old'", "kedit-core<0.1; python_version < '3'", "kedit-core-tools<0.1"], "0.3"),
+        (["kedit-core @ file:///somewhere"], "0.3"),
+        (["kedit-core what?", "", "torch>=99"], "0.3"),
+        (["kedit-core>=0.1,<0.2"], "no version"),
+        ([], "0.3"),
+    ],
+)
+def test_versions_of_the_core_that_go_with_a_plugin(requires: list[str], core: str) -> None:
+    found = Catalogue(read_entries([needing(*requires)]), core=core)
+    assert (found.problems == []) is (core != "0.2.0.dev1+local") and bool(found.unfit) is bool(found.problems)
+
+
+@pytest.mark.parametrize(
+    ("requires", "core", "told"),
+    [
+        ("kedit-core>=0.2,<0.3", "0.1.0", "upgrade kedit-core: pip install 'kedit-core>=0.2,<0.3'"),
+        ("kedit-core~=0.2", "0.1.0", "upgrade kedit-core: pip install 'kedit-core~=0.2'"),
+        ("kedit-core==0.2.*", "0.1.0", "upgrade kedit-core"),
+        ("kedit-core>=0.1,<0.2", "0.2.1", "upgrade kedit-fake: pip install --upgrade kedit-fake"),
+        ("kedit-core==0.1.*", "0.2.1", "upgrade kedit-fake"),
+        ("kedit-core!=0.1.0", "0.1.0", "upgrade kedit-fake"),
+    ],
+)
+def test_a_plugin_for_another_core_is_left_out_unimported(requires: str, core: str, told: str) -> None:
+    others = [needing("kedit-core>=0.0.1", name="kedit-good", target=attrs.evolve(ROME, name="mend"))]
+    others[0].name = "mend"
+    broken = ImportError("it was imported")
+    kind = entry(OPERATIONS, "a.kind", broken)
+    kind.dist.requires = [requires]
+    found = Catalogue(read_entries([needing(requires, target=broken), kind, *others]), core=core)
+    assert list(found.methods()) == ["mend"] and len(found.unfit) == 2
+    (problem,) = found.problems  # one sentence for the distribution, not one for each entry
+    asked = requires.removeprefix("kedit-core")
+    assert str(problem.error).startswith(
+        f"kedit-fake 1.2 works with kedit-core {asked}, and this is kedit-core {core}; "
+    )
+    assert told in str(problem.error)
+    for ask in (lambda: found.method("rome"), lambda: found.operation_kind("a.kind", "kedit-fake")):
+        with pytest.raises(PluginError, match=f"cannot be used: kedit-fake 1.2 works with .* kedit-core {core}; "):
+            ask()
+    assert found.including(ROME).method("rome") is ROME
+    assert len(found.including().unfit) == 2
+
+
+def test_metadata_that_cannot_be_read_is_no_fault() -> None:
+    class Gone:
+        def __getattr__(self, name: str) -> Any:
+            raise FileNotFoundError("METADATA")
+
+    made = entry(METHODS, "rome", ROME)
+    made.dist = Gone()
+    found = catalogue(made)
+    assert found.method("rome") is ROME and found.find(METHODS, "rome").provider == "(unknown distribution)"
 
 
 def test_unknown_names_tell_the_nearest_and_what_to_do() -> None:
@@ -650,6 +721,13 @@ def test_named_things_are_looked_up() -> None:
         host.dataset("wrld")
     with pytest.raises(UnknownNameError, match="none is registered"):
         host.exporter("peft")
+    note = ExporterInfo(name="note", summary="", export=lambda patches, out: ExportReport())
+    host = Host(plugins(answering([note], "register_exporters")))
+    assert host.exporter("note") is note and host.exporters() == [note]
+    with pytest.raises(UnknownNameError, match="did you mean 'note'"):
+        host.exporter("notes")
+    with pytest.raises(ValueError, match="writes is 'stream'"):
+        ExporterInfo(name="note", summary="", export=note.export, writes="stream")  # type: ignore[arg-type]
 
 
 def test_adapters_bear_the_name_of_their_distribution() -> None:

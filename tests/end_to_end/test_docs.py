@@ -19,7 +19,7 @@ REPO = Path(__file__).parents[2]
 PAGES = sorted(
     [
         REPO / "README.md",
-        *(REPO / "docs").glob("*.md"),
+        *(REPO / "docs").rglob("*.md"),
         *REPO.glob("kedit_*/README.md"),
         *REPO.glob("plugins/*/README.md"),
     ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from gloo_tools import run_ranks
 
 from kedit_core.forward import ForwardTools, TokenBoundary
 from kedit_core.models import AdapterRegistry
@@ -24,7 +22,6 @@ ROWS = [[(3 * i + j) % 90 + 5 for j in range(4 + i % 9)] for i in range(1500)]
 WORKER = """
 import sys
 import torch, torch.distributed as dist
-sys.path.insert(0, {tests!r})
 from locate.test_statistics_ranks import collected
 from kedit_methods_locate.stats.ranks import processes
 torch.set_num_threads(1)
@@ -32,7 +29,7 @@ with processes() as ranks:
     assert ranks.count == 2
     for limit in (None, 6000):
         sums = collected(limit, ranks)
-        torch.save((sums.totals, sums.count, sums.documents), f"{folder}/{{ranks.rank}}-{{limit}}.pt")
+        torch.save((sums.totals, sums.count, sums.documents), f"{sys.argv[1]}/{ranks.rank}-{limit}.pt")
 assert not dist.is_initialized()
 """
 
@@ -45,22 +42,9 @@ def collected(limit: int | None, ranks: Ranks | None = None) -> Sums:
     return collect(tools, [0, 1], IdRows(ROWS), max_tokens=limit, ranks=ranks)
 
 
-def launched(arguments: list[str], folder: Path) -> None:
-    """Two gloo processes on this machine's CPU, as a launcher starts them."""
-    workers = []
-    for rank in range(2):
-        told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        told["MASTER_PORT"] = str(29500 + os.getpid() % 2000)
-        told["OMP_NUM_THREADS"] = "1"
-        workers.append(subprocess.Popen(arguments, env={**os.environ, **told}, cwd=folder))
-    assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
-
-
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path)))
-    launched([sys.executable, str(script)], tmp_path)
+    run_ranks(WORKER, [tmp_path])
     for limit in (None, 6000):
         alone = collected(limit)
         for rank in range(2):
@@ -75,13 +59,8 @@ def test_the_command_under_a_launcher(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text("".join(f"The river {i} runs to the sea.\n" for i in range(700)))
-    launched(
-        [
-            sys.executable, "-c", "from kedit_core.cli import main; main()",
-            "stats", "factworld:llama", "--layers", "0", "--corpus", str(text), "-o", str(tmp_path / "two.safetensors"),
-        ],
-        tmp_path,
-    )  # fmt: skip
+    words = ["stats", "factworld:llama", "--layers", "0", "--corpus", text, "-o", tmp_path / "two.safetensors"]
+    run_ranks("from kedit_core.cli import main; main()", words)
     (found,) = load_statistics(tmp_path / "two.safetensors")
     assert found.record["documents_read"] == 700
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "other"))

@@ -221,12 +221,42 @@ class Choice:
 
 
 @frozen(kw_only=True)
+class ExportReport:
+    """What an exporter wrote: for people, and for ``--json``.
+
+    Attributes:
+        errors: place -> what is missing of the change there, as Frobenius norm relative to that of the change; 0 where
+            it is whole.
+        details: what else is to tell (the rank, the dtype, ...): plain JSON.
+        notes: a sentence for each thing that users should know, such as who cannot load it.
+    """
+
+    errors: Mapping[str, float] = field(factory=dict)
+    details: Mapping[str, Any] = field(factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
 class ExporterInfo:
-    """Another format a patch can be written in: ``export(patch, folder)``."""
+    """Another format that patches can be written in; ``kedit patch export --to NAME`` uses it.
+
+    Attributes:
+        name: lower case, what ``--to`` takes.
+        summary: one line for listings.
+        export: called as ``export(patches, out, **options)`` with one patch or more of one base, which stand for their
+            sum in stack order, and a new path beside the one asked for (an empty folder, or a file that is not there);
+            the core moves it when the call ends well, and removes it otherwise. Raises a KeditError that names the
+            place and the reason when the format cannot say what a patch does.
+        options: what ``export`` can be told beside that: name -> one line of help. Values come from the command line
+            as YAML scalars; ``export`` checks them.
+        writes: whether ``out`` is a folder or a file.
+    """
 
     name: str
     summary: str
-    export: Callable[[EditPatch, Path], None]
+    export: Callable[..., ExportReport]
+    options: Mapping[str, str] = field(factory=dict)
+    writes: Literal["folder", "file"] = field(default="folder", validator=_one_of(("folder", "file")))
 
 
 class HookSpecs:
@@ -255,7 +285,8 @@ class HookSpecs:
 
     @hookspec
     def register_exporters(self) -> Sequence[ExporterInfo]:
-        """Formats this plugin can write a patch in. Called by ``host.exporters()`` and ``host.exporter(name)``."""
+        """Formats this plugin can write patches in. Called by ``kedit patch export``, through ``host.exporters()`` and
+        ``host.exporter(name)``."""
         raise AssertionError
 
     @hookspec(firstresult=True)

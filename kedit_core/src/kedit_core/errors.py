@@ -66,6 +66,10 @@ class PatchFormatError(InputError):
     """A file or bytes that are not a patch kedit can read; nothing in it was believed."""
 
 
+class UntrustedPatchError(KeditError):
+    """A patch whose signature is missing, or by nobody who is trusted, or of another file; it was not read."""
+
+
 class BaseMismatchError(KeditError):
     """The weights are not those that the patch was made for; nothing was changed."""
 

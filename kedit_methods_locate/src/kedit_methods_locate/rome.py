@@ -81,7 +81,7 @@ class Rome(LocateMethod):
         templates = context_templates(context, hparams)
         check_contexts(context, requests, templates)
         statistic = statistics_for(context, [layer], hparams)[layer] if hparams.mom2_adjustment else None
-        device = context.stack.base(place).device
+        device = context.stack.place(place).device
         factor = statistic.factorised(hparams.mom2_ridge, device=device, cache=context.cache) if statistic else None
         deltas: list[LowRankDelta] = []
         records: list[dict[str, Any]] = []
@@ -142,5 +142,5 @@ def _values(context: EditContext, rows: Sequence[Rewrite], hparams: RomeHyperPar
 
 
 def _delta(context: EditContext, place: str, update: RankOne) -> LowRankDelta:
-    dtype = torch.promote_types(context.stack.base(place).dtype, torch.float32)
+    dtype = torch.promote_types(context.stack.place(place).dtype, torch.float32)
     return LowRankDelta(place, update.left[:, None].to(dtype), update.right[None, :].to(dtype))

@@ -12,8 +12,8 @@ def relative_weight_norm(context: EditContext, place: str, norm: float) -> float
 
     None where the weight is stored packed, so that its numbers are not at hand.
     """
-    base = context.stack.base(place)
-    if not base.is_floating_point() or base.element_size() < 2:
+    if context.stack.place(place).packed:
         return None
+    base = context.stack.base(place)
     size = float(torch.linalg.vector_norm(base, dtype=torch.promote_types(base.dtype, torch.float32)))
     return norm / max(size, torch.finfo(torch.float32).tiny)  # a weight may be zero, in an added block

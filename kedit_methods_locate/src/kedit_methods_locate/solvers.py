@@ -86,7 +86,7 @@ class StatisticSolver(Solver):
 
     def device(self, layer: int, projection: Projection) -> torch.device:
         """Where the edited weight is, and so where it is solved."""
-        return self.context.stack.base(place_of(self.context.adapter, layer, projection)).device
+        return self.context.stack.place(place_of(self.context.adapter, layer, projection)).device
 
     def factor(self, layer: int, projection: Projection, more: float = 0.0) -> Definite:
         """The statistic with its Cholesky factor (``more`` is added to the ridge), or the identity."""

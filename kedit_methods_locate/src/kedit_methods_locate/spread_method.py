@@ -146,7 +146,7 @@ class SpreadMethod(LocateMethod, ABC):
         solver: Solver,
     ) -> EditPatch:
         moved = self.moved(hparams)
-        device = next(context.model.parameters()).device
+        device = context.forward.device
         goals = {
             projection: Goal(Site(hparams.layers[-1], part, "output"), facts.targets[part].to(device))
             for projection, part in moved.items()

@@ -163,9 +163,8 @@ def _together(view: ModelView, projections: tuple[Projection, ...]) -> list[tupl
 
 def _delta(context: EditContext, place: str, update: Factors) -> LowRankDelta:
     """The update as a patch holds it: in float32, or the weight's dtype when that is wider."""
-    base = context.stack.base(place)
-    dtype = torch.promote_types(base.dtype, torch.float32)
-    return LowRankDelta(place, update.left.to(base.device, dtype), update.right.T.to(base.device, dtype))
+    dtype = torch.promote_types(context.stack.place(place).dtype, torch.float32)
+    return LowRankDelta(place, update.left.to("cpu", dtype), update.right.T.to("cpu", dtype))
 
 
 def _mean_norm(rows: Tensor) -> float:

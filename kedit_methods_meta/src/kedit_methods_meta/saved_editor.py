@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from attrs import asdict
 from torch import Tensor, nn
+from torch.nn.modules import module as registration
 
 from kedit_core.editing import EditContext
 from kedit_core.errors import InputError
@@ -56,14 +59,57 @@ class SavedEditor(nn.Module):
 
         Raises InputError for tensors that are not this editor's, or not numbers.
         """
-        own = self.state_dict()
-        wrong = sorted({*own} ^ {*tensors}) or [name for name in own if own[name].shape != tensors[name].shape]
-        if wrong:
-            raise InputError(f"the editor's tensors do not go with its settings (see {wrong[0]!r}); {_AGAIN}")
+        _check_shapes(self, tensors)
         broken = [name for name, each in tensors.items() if not _numbers(each)]
         if broken:
             raise InputError(f"the editor's tensor {broken[0]!r} is not of finite numbers; {_AGAIN}, or train it anew")
         self.load_state_dict(dict(tensors))
+
+
+def made_for(tensors: Mapping[str, Tensor], make: Callable[[], M]) -> M:
+    """The editor that ``make`` makes of settings that somebody sent, with these tensors in it.
+
+    It is made without memory first, and only as far as tensors were sent for, so that settings of a network of any size
+    cost nothing. Raises InputError for tensors that are not those of such an editor, or not numbers.
+    """
+    try:
+        with _at_most(2 * len(tensors) + 100), torch.device("meta"):
+            planned = make()
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise InputError(f"the editor's settings are of no network that can be made ({error}); {_AGAIN}") from error
+    _check_shapes(planned, tensors)
+    made = make()
+    made.load(tensors)
+    return made
+
+
+@contextmanager
+def _at_most(limit: int) -> Iterator[None]:
+    """A block that may give this many parameters and buffers to modules; InputError for one more."""
+    mine, count = threading.get_ident(), 0
+
+    def register(*_: object) -> None:
+        nonlocal count
+        count += threading.get_ident() == mine
+        if count > limit:
+            raise InputError(f"the editor's settings are of a larger network than its tensors; {_AGAIN}")
+
+    handles = [
+        registration.register_module_parameter_registration_hook(register),
+        registration.register_module_buffer_registration_hook(register),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_shapes(editor: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    own = editor.state_dict()
+    wrong = sorted({*own} ^ {*tensors}) or [name for name in own if own[name].shape != tensors[name].shape]
+    if wrong:
+        raise InputError(f"the editor's tensors do not go with its settings (see {wrong[0]!r}); {_AGAIN}")
 
 
 def described(config: Mapping[str, Any], settings_class: type[HyperParams]) -> tuple[Any, list[Any]]:

@@ -15,7 +15,7 @@ from kedit_methods_meta.factors import Factors
 from kedit_methods_meta.hparams.editor import EditorSettings
 from kedit_methods_meta.normaliser import Normaliser
 from kedit_methods_meta.places import Place, places_of
-from kedit_methods_meta.saved_editor import SavedEditor, check_places, described
+from kedit_methods_meta.saved_editor import SavedEditor, check_places, described, made_for
 
 Counted: TypeAlias = tuple[Normaliser, tuple[Tensor, Tensor, Tensor]]
 """A normaliser, and the :meth:`Normaliser.summary` of rows that training counts into it."""
@@ -131,8 +131,7 @@ class EditorModule(SavedEditor):
         settings, listed = described(config, cls.settings_class)
         places = places_of(view, settings.parts, settings.layers, settings.decoder_layers)
         check_places(places, listed)
-        editor = cls(places, settings)
-        editor.load(tensors)
+        editor = made_for(tensors, lambda: cls(places, settings))
         for net, _ in editor._sharing():
             if net.normalises:
                 net.normaliser.check()

@@ -65,6 +65,20 @@ def command(error: BaseException | None) -> click.Command:
     return act
 
 
+def test_plugins_for_another_core_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = entry("ahead", ImportError("it was imported"), distribution="kedit-ahead")
+    ahead.dist.requires = ["kedit-core>=7,<8"]
+    plug(monkeypatch, ahead, entry("fine", command(None)))
+    sentence = "kedit-ahead 1.0 works with kedit-core >=7,<8"
+    told = run("plugins", "--check")
+    assert told.exit_code == 1 and "left out: made for another kedit-core" in told.stdout and sentence in told.stderr
+    rows = {row["name"]: row for row in json.loads(run("plugins", "--json").stdout)["plugins"]}
+    assert rows["fine"]["active"] and rows["fine"]["note"] == "" and not rows["ahead"]["active"]
+    assert "fine" in run("--help").stdout and "ahead" not in run("--help").stdout
+    told = run("ahead")
+    assert told.exit_code == 1 and f"command 'ahead' cannot be used: {sentence}" in told.stderr
+
+
 @pytest.mark.parametrize("args", [["--help"], ["methods"], ["models"], ["plugins"], ["patch", "--help"], ["--version"]])
 def test_works_with_torch_blocked(args: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", BLOCKED, *args], capture_output=True, text=True, check=False)

@@ -101,6 +101,19 @@ def test_an_output_that_is_an_input_is_refused(here: Path, words: tuple[str, ...
     assert contents(here) == before
 
 
+def test_a_patch_of_a_stack_file_is_an_input(here: Path) -> None:
+    """Whichever command reads the stack, as MODEL or as STACK."""
+    assert run("stack", "new", "./base", "one.safetensors", "-o", "stack.yaml").exit_code == 0
+    before = contents(here)
+    for words, shown in (
+        (("edit", "stack.yaml", "-m", "toy_rank_one", *FACT, "-o", "one.safetensors"), "MODEL"),
+        (("stack", "show", "stack.yaml", "--json", "one.safetensors"), "STACK"),
+    ):
+        result = run(*words)
+        assert result.exit_code == 2 and f"one.safetensors is what {shown} names" in result.stderr, result.stderr
+    assert contents(here) == before
+
+
 def test_a_name_that_only_looks_like_a_file_is_no_input(here: Path) -> None:
     """A prompt is text, whatever files there are; a device may be given twice; a patch may lie beside a model."""
     for each in tiny("llama"):

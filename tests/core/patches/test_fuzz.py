@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,3 +134,17 @@ def test_nan_in_a_file_is_refused() -> None:
     data[mask] = 2
     with pytest.raises(PatchFormatError, match="true nor false"):
         EditPatch.from_bytes(bytes(data))
+
+
+def test_a_short_run_of_the_fuzzer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """benchmarks/fuzz_loader.py makes a million such inputs; docs/security.md says how often it has been run."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    fuzz_loader: Any = importlib.import_module("fuzz_loader")
+    for data in fuzz_loader.corpus():
+        assert fuzz_loader.examine(data).startswith("loaded")
+    outcomes = fuzz_loader.fuzz(2500, seed=2026)
+    assert sum(outcomes.values()) == 2500 and outcomes["refused"] > 1000 and outcomes["loaded"] > 100
+    # what breaks is kept, and told
+    monkeypatch.setattr(fuzz_loader, "examine", lambda data: 1 // 0)
+    broken = fuzz_loader.fuzz(3, seed=1, crashes=tmp_path / "crashes")
+    assert broken == {"BROKEN: ZeroDivisionError": 3} and len(list((tmp_path / "crashes").iterdir())) == 3

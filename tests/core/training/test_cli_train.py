@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from core.training.toy_method import catalogue, facts
+from gloo_tools import run_ranks
 from safetensors.torch import load_file
 
 from kedit_core.cli.root import kedit
@@ -150,29 +150,8 @@ def test_two_processes_make_the_editor_of_one(place: Path) -> None:
     words = ["train", "model", "-m", "strength", "--requests", "cases.jsonl", "--validate", "others.jsonl"]
     alone = run(*words, "-o", "one", "-p", "iterations=8", "-p", "accumulate=2", "-p", "val_interval=4")
     assert alone.exit_code == 0, alone.output
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    paths = [path for path in sys.path if path] + [str(Path(__file__).parents[2])]
-    running = []
-    for rank in ("0", "1"):
-        told = {
-            "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank,
-            "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "CUDA_VISIBLE_DEVICES": "",
-        }  # fmt: skip
-        settings = ["-o", "two", "-p", "iterations=4", "-p", "accumulate=1", "-p", "val_interval=2"]
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-c", RANK, *words, *settings],
-                env={**os.environ, **told},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    said = [process.communicate(timeout=300) for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
+    settings = ["-o", "two", "-p", "iterations=4", "-p", "accumulate=1", "-p", "val_interval=2"]
+    said = run_ranks(RANK, [*words, *settings])
     assert "with --editor two" in said[0][0] and " in 2 processes, " in said[0][0] and said[1][0] == ""
     one, two = (load_file(place / name / "editor.safetensors")["strength"] for name in ("one", "two"))
     torch.testing.assert_close(one, two, atol=1e-5, rtol=0)

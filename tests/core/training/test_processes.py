@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from core.training.toy_trainer import Toy, a_loop, a_toy, equal, moved
+from gloo_tools import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -103,21 +101,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have done :func:`together`."""
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("pair")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    paths = [path for path in sys.path if path] + [str(Path(__file__).parents[2])]
-    running = []
-    for rank in ("0", "1"):
-        environment = {
-            **os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "RANK": rank,
-            "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": "",
-        }  # fmt: skip
-        command = [sys.executable, "-c", RANKS, str(folder)]
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=180)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], errors
+    run_ranks(RANKS, [folder])
     return folder
 
 

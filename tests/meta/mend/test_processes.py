@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from gloo_tools import run_ranks
 from meta_tools import editor_on, records
 from safetensors.torch import load_file, save_file
 
@@ -65,21 +62,7 @@ def kept(path: Path) -> Iterator[None]:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Parameters within 1e-8 after 20 steps; everything, statistics too, identical on both."""
     pytest.importorskip("accelerate")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    paths = [path for path in sys.path if path] + [str(Path(__file__).parents[2])]
-    running = []
-    for rank in ("0", "1"):
-        environment = {
-            **os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "RANK": rank,
-            "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": "",
-        }  # fmt: skip
-        command = [sys.executable, "-c", RANK, str(tmp_path)]
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=600)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], errors
+    run_ranks(RANK, [tmp_path], timeout=600)
     first, second = (load_file(tmp_path / f"rank-{rank}.safetensors") for rank in (0, 1))
     with kept(tmp_path / "one.safetensors"):
         train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# C0 but tab and line feed, DEL, C1 (0x9b begins a sequence as ESC [ does), and what reorders or separates lines
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _WIDE = 10_000  # columns of a pipe: nothing is wrapped or cut there
 
 
@@ -72,8 +75,25 @@ def emit(json_to: str | None, data: Callable[[], Any], text: Callable[[], None])
 
 
 def as_json(data: Any) -> str:
-    """JSON with the keys in the order given; NaN is refused."""
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    """JSON with the keys in the order given; NaN is refused. What a terminal would obey is written as an escape."""
+    return _OBEYED.sub(
+        lambda found: f"\\u{ord(found[0]):04x}", json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    )
+
+
+def harmless(text: str) -> str:
+    """``text`` with control characters made visible: a file that we show must not steer the terminal it is shown on.
+
+    Line ends and tabs stay. What turns the order of letters round is made visible, too.
+    """
+    return _OBEYED.sub(
+        lambda found: f"\\u{ord(found[0]):04x}" if ord(found[0]) > 255 else f"\\x{ord(found[0]):02x}", text
+    )
+
+
+def one_line(text: str) -> str:
+    """As :func:`harmless`, line ends too: a text from a file cannot look like a line of ours."""
+    return harmless(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,7 +118,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
 
     table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(harmless(cell)) for cell in row))
     screen = console()
     with screen.capture() as captured:
         screen.print(table)
@@ -106,13 +126,13 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
 
 
 def say(text: str = "") -> None:
-    """A line for people on stdout."""
-    click.echo(text)
+    """A line for people on stdout; see :func:`harmless`."""
+    click.echo(harmless(text))
 
 
 def note(text: str) -> None:
-    """A line for people that is not the result: on stderr."""
-    click.echo(text, err=True)
+    """A line for people that is not the result: on stderr; see :func:`harmless`."""
+    click.echo(harmless(text), err=True)
 
 
 def human_bytes(size: float) -> str:

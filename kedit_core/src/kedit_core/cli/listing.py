@@ -141,8 +141,9 @@ def plugins(ctx: click.Context, check: bool, json_to: str | None) -> None:
     entries = [found for group in GROUPS for found in installed.entries(group)]
     if check:
         _import_all(installed)
-    rows = [_entry(found, active=True) for found in entries]
-    rows += [_entry(found, active=False) for found in installed.left_out]
+    rows = [_entry(found) for found in entries]
+    rows += [_entry(found, "left out by KEDIT_PLUGINS") for found in installed.left_out]
+    rows += [_entry(found, "left out: made for another kedit-core") for found in installed.unfit]
 
     def text() -> None:
         columns = ("group", "name", "distribution", "version", "")
@@ -195,20 +196,20 @@ def _show_methods(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _entry(found: Found, *, active: bool) -> dict[str, Any]:
+def _entry(found: Found, left_out: str = "") -> dict[str, Any]:
     return {
         "group": found.group,
         "name": found.name,
         "value": found.value,
         "distribution": found.distribution,
         "version": found.version,
-        "active": active,
+        "active": not left_out,
+        "note": left_out,
     }
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    state = "" if row["active"] else "left out by KEDIT_PLUGINS"
-    return row["group"], row["name"], row["distribution"], row["version"], state
+    return row["group"], row["name"], row["distribution"], row["version"], row["note"]
 
 
 def _import_all(installed: Catalogue) -> None:

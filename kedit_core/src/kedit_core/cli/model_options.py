@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def model_options(command: F) -> F:
-    """``MODEL --dtype --device --revision --way --patch --with --force --allow-unverified``, in that order in help."""
+    """``MODEL --dtype --device --revision --way --patch --key --with --force --allow-unverified``, in that order."""
     for option in reversed(
         (
             click.argument("model"),
@@ -37,6 +37,7 @@ def model_options(command: F) -> F:
                 type=click.Path(exists=True, dir_okay=False, path_type=Path),
                 help="Apply this patch first; may be given several times, in order.",
             ),
+            keys_option,
             click.option(
                 "--with",
                 "given",
@@ -54,6 +55,30 @@ def model_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def keys_option(command: F) -> F:
+    """``--key PUBLIC.pem``: whose patches are read; give ``keys`` to :func:`read_patches` or :func:`open_editor`."""
+    return click.option(
+        "--key",
+        "keys",
+        multiple=True,
+        metavar="PUBLIC.pem",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Read only patches that one of these keys signed (PATCH.sig); may be given several times.",
+    )(command)
+
+
+def read_patches(files: Sequence[Path], keys: Sequence[Path] = ()) -> list[EditPatch]:
+    """Patch files that are signed with one of these keys, where keys are given or ``KEDIT_TRUSTED_KEYS`` names some.
+
+    Raises as :meth:`kedit_core.patches.EditPatch.load`.
+    """
+    from kedit_core.patches import EditPatch
+    from kedit_core.patches.trust import policy_for
+
+    policy = policy_for(keys)
+    return [EditPatch.load(path, trust=policy) for path in files]
 
 
 def requests_options(required: bool) -> Callable[[F], F]:
@@ -116,19 +141,24 @@ def open_editor(
     given: Sequence[str],
     force: bool,
     allow_unverified: bool,
+    keys: Sequence[Path] = (),
     catalogue: Catalogue | None = None,
     **settings: Any,
 ) -> Editor:
     """The Editor that the options of :func:`model_options` ask for, with the patches on its model.
 
-    Patch files are read before the model is loaded, so that a bad one costs nothing. Plugins that had to be left out
+    Patch files are read, and their signatures checked with ``keys``, before the model is loaded, so that a bad one
+    costs nothing. Plugins that had to be left out
     are told on stderr, also when no Editor can be made without them.
     """
     from kedit_core.editing import Editor
-    from kedit_core.patches import EditPatch
+    from kedit_core.patches.stack_file import is_stack_file
+    from kedit_core.patches.trust import policy_for
     from kedit_core.plugins import Catalogue
 
-    loaded: list[EditPatch] = [EditPatch.load(path) for path in patches]
+    if is_stack_file(model):
+        settings |= {"force": force, "allow_unverified": allow_unverified, "trust": policy_for(keys), "on_note": note}
+    loaded = read_patches(patches, keys)
     resources = roles(given)
     installed = catalogue or Catalogue.installed()
     try:

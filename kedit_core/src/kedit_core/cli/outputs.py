@@ -6,18 +6,19 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kedit_core.errors import InputError
+from kedit_core.errors import InputError, KeditError
 
 STDOUT = "-"
 
 _OURS = "kedit"  # what the metadata keys of our safetensors files begin with
 _NAMES_A_FILE = ("FILE", "FOLDER", "MODEL", "PATCH", "PATH")  # in the metavar of a parameter that is given as text
+_STACKS = ("MODEL", "STACK")  # parameters whose file may be a stack's
 _READ_BELOW: Mapping[str, tuple[str, ...]] = {"corpus": (".txt", ".jsonl")}  # of a folder, at any depth
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own bound
 
@@ -135,7 +136,20 @@ def _paths(parameter: click.Parameter, value: Any) -> list[Path]:
         found += [Path(text.partition("=")[2] if shown == "ROLE=PATH" else text) for text in texts]
         # a copy of a dataset, NAME:PATH
         found += [Path(text.partition(":")[2]) for text in texts if parameter.name == "source" and ":" in text]
-    return [path for path in found if _there(path)]
+    there = [path for path in found if _there(path)]
+    return there + [path for each in there if shown in _STACKS for path in _stacked(each)]
+
+
+def _stacked(path: Path) -> list[Path]:
+    """The patch files that a stack file names; none for any other file, and none where it cannot be read."""
+    from kedit_core.patches.stack_file import StackFile, is_stack_file
+
+    if not is_stack_file(path):
+        return []
+    with suppress(KeditError):  # whoever reads it says what is wrong with it
+        stack = StackFile.load(path)
+        return [stack.path(each) for each in stack.patches]
+    return []
 
 
 def _same(output: Path, path: Path) -> bool:

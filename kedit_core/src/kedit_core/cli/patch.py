@@ -14,7 +14,11 @@ COMMANDS: Mapping[str, Builtin] = {
     "apply": Builtin("kedit_core.cli.patch_folders:apply", "Write a model folder with a patch in its weights."),
     "revert": Builtin("kedit_core.cli.patch_folders:revert", "Take patches off a model folder."),
     "compare": Builtin("kedit_core.cli.patch_compare:compare", "Compare what patches do to each weight."),
+    "conflicts": Builtin("kedit_core.cli.patch_conflicts:conflicts", "Tell where patches meet: weights, facts."),
     "drop": Builtin("kedit_core.cli.patch_drop:drop", "Take one fact out of a patch of several."),
+    "diff": Builtin("kedit_core.cli.patch_diff:diff", "Make a patch from two checkpoints."),
+    "audit": Builtin("kedit_core.cli.patch_audit:audit", "Tell what was changed in a checkpoint."),
+    "export": Builtin("kedit_core.cli.patch_export:export", "Write patches in a format that other programs read."),
 }
 
 

@@ -9,7 +9,7 @@ import click
 
 from kedit_core.cli.common import emit, human_bytes, json_option, note, say
 from kedit_core.cli.groups import catalogue
-from kedit_core.cli.model_options import open_editor
+from kedit_core.cli.model_options import keys_option, open_editor, read_patches
 from kedit_core.cli.outputs import OutputPath
 from kedit_core.cli.patch_files import PATCH_FILE, check_patch_output
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A patch that PATCH was made on top of; several in their order.",
 )
+@keys_option
 @click.option("--stats", type=click.Path(exists=True, path_type=Path), help="Statistics file or folder for the method.")
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), help="Text that statistics are taken from.")
 @click.option("--with", "given", multiple=True, metavar="ROLE=PATH", help="What method or patches need beside.")
@@ -50,6 +51,7 @@ def drop(
     device: str | None,
     revision: str | None,
     parents: tuple[Path, ...],
+    keys: tuple[Path, ...],
     stats: Path | None,
     corpus: Path | None,
     given: tuple[str, ...],
@@ -64,10 +66,9 @@ def drop(
     """
     from kedit_core.editing.dropping import base_name, settings_of
     from kedit_core.editing.facts import requests_named
-    from kedit_core.patches import EditPatch
 
     check_patch_output(output)
-    patch, installed = EditPatch.load(file), catalogue(ctx)
+    (patch,), installed = read_patches([file], keys), catalogue(ctx)
     wanted = requests_named(patch, case_id)  # before a model is loaded
     editor = open_editor(
         base_name(patch) if model is None else model,
@@ -80,6 +81,7 @@ def drop(
         revision=patch.base.revision if model is None and revision is None else revision,
         way=None,
         patches=parents,
+        keys=keys,
         given=given,
         force=False,
         allow_unverified=allow_unverified,

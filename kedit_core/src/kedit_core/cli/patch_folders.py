@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kedit_core.cli.common import emit, json_option, note, progress, say
-from kedit_core.cli.model_options import roles
+from kedit_core.cli.model_options import keys_option, read_patches, roles
 from kedit_core.cli.patch_files import FOLDER, PATCH_FILE, check_wanted, id_option, model_folder, other_id
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("file", metavar="PATCH", type=PATCH_FILE)
 @click.option("-o", "--output", required=True, type=FOLDER, help="Folder to write; MODEL itself is never written into.")
 @id_option
+@keys_option
 @click.option("--force", is_flag=True, help="Apply although the weights are not those it was made for.")
 @click.option("--with", "given", multiple=True, metavar="ROLE=PATH", help="What the patch needs beside itself.")
 @click.option("--overwrite", is_flag=True, help="Replace an edited folder that is there already.")
@@ -31,6 +32,7 @@ def apply(
     file: Path,
     output: Path,
     wanted: str | None,
+    keys: tuple[Path, ...],
     force: bool,
     given: tuple[str, ...],
     overwrite: bool,
@@ -41,11 +43,10 @@ def apply(
     A folder that kedit has edited gets the patch on top of those it has; give the same folder as -o to replace it.
     """
     from kedit_core.errors import KeditError
-    from kedit_core.patches import EditPatch
     from kedit_core.patches.disk import apply_to_folder
 
     check_wanted(wanted)
-    loaded, resources = EditPatch.load(file), roles(given)
+    (loaded,), resources = read_patches([file], keys), roles(given)
     if (problem := other_id(loaded, file, wanted)) is not None:
         raise KeditError(problem)
     change = apply_to_folder(

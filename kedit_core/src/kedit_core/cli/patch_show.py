@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kedit_core.cli.common import emit, human_bytes, json_option, say, show_table
+from kedit_core.cli.common import emit, human_bytes, json_option, one_line, say, show_table
 from kedit_core.cli.patch_files import PATCH_FILE
 
 _SHOWN = 20
@@ -37,7 +37,7 @@ def _show(data: dict[str, Any]) -> None:
     ]
     if data["state"]["bytes"]:
         rows.append(("state", f"{human_bytes(data['state']['bytes'])} of the method's own, never put on a model"))
-    rows += [("setting", f"{name} = {value}") for name, value in data["hparams"].items()]
+    rows += [("setting", one_line(f"{name} = {value}")) for name, value in data["hparams"].items()]
     say(f"patch {data['id']} ({human_bytes(data['bytes'])})\n")
     _show_requests(data["requests"])
     say()
@@ -52,7 +52,7 @@ def _show(data: dict[str, Any]) -> None:
 def _made_with(resources: Any) -> list[tuple[str, str]]:
     """Files that the edit was computed with (a trained editor), by what their digests begin with."""
     known = resources.items() if isinstance(resources, dict) else ()
-    return [("made with", f"{role} {str(digest)[:12]}") for role, digest in known]
+    return [("made with", one_line(f"{role} {str(digest)[:12]}")) for role, digest in known]
 
 
 def _operation_cells(operation: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +72,6 @@ def _show_requests(requests: Any) -> None:
         say(f"The {requests['count']} edited facts are kept private by its author.")
         return
     for fact in requests[:_SHOWN]:
-        say(f"{fact['prompt']} -> {fact['target_new']}")
+        say(one_line(f"{fact['prompt']} -> {fact['target_new']}"))
     if len(requests) > _SHOWN:
         say(f"... and {len(requests) - _SHOWN} more (see --json)")

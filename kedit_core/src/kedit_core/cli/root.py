@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from kedit_core.cli.common import harmless
 from kedit_core.cli.groups import Builtin, CommandGroup
 from kedit_core.errors import KeditError
 
@@ -24,11 +25,16 @@ COMMANDS: Mapping[str, Builtin] = {
     "generate": Builtin("kedit_core.cli.generate:generate", "Complete a prompt, with patches or without."),
     "evaluate": Builtin("kedit_core.cli.evaluate:evaluate", "Measure what patches change in a model."),
     "patch": Builtin("kedit_core.cli.patch:patch", "Show, verify, compare, apply and revert patch files."),
+    "stack": Builtin("kedit_core.cli.stack:stack", "Keep a base and the patches on it as a file (stack.yaml)."),
+    "sign": Builtin("kedit_core.cli.sign:sign", "Sign a patch file, or make keys for it."),
     "methods": Builtin("kedit_core.cli.listing:methods", "List the editing methods that are installed."),
     "models": Builtin("kedit_core.cli.listing:models", "List registered models and architectures."),
     "datasets": Builtin("kedit_core.cli.listing:datasets", "List registered datasets, and how each is read."),
     "metrics": Builtin("kedit_core.cli.listing:metrics", "List protocols, and metrics that are measured on request."),
     "plugins": Builtin("kedit_core.cli.listing:plugins", "List what is plugged in, and by whom."),
+    "new-plugin": Builtin(
+        "kedit_core.cli.new_plugin:new_plugin", "Start a method, metric, adapter or dataset of yours."
+    ),
 }
 
 
@@ -66,7 +72,8 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     cls=KeditGroup,
     builtins=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="MODEL is a registered name such as factworld:gpt2, a local folder, or a Hugging Face id.",
+    epilog="MODEL is a registered name such as factworld:gpt2, a local folder, or a Hugging Face id; where it is "
+    "loaded, also a stack file (stack.yaml).",
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
@@ -112,9 +119,9 @@ def _report(error: BaseException, debug: bool) -> int:
 
 
 def _say(sentence: str, error: BaseException) -> None:
-    click.echo(f"Error: {sentence}", err=True)
+    click.echo(harmless(f"Error: {sentence}"), err=True)
     for note in getattr(error, "__notes__", ()):
-        click.echo(f"  {note}", err=True)
+        click.echo(harmless(f"  {note}"), err=True)
 
 
 def _silence_stdout() -> None:

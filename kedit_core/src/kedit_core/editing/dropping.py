@@ -94,7 +94,8 @@ def _check_base(context: EditContext, patch: EditPatch, allow_unverified: bool) 
     def digest(place: Place, dtype: torch.dtype) -> str:
         return stack.base_of([place.name]).tensors[place.name].sha256[dtype_name(dtype)]
 
-    baseline.verify(context.model, patch, digest, allow_unverified=allow_unverified, name=context.model_name)
+    places = baseline.check_places(context.model, patch.base, force=False)
+    baseline.verify(context.model, patch, places, digest, allow_unverified=allow_unverified, name=context.model_name)
 
 
 @contextmanager

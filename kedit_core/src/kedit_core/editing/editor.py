@@ -26,6 +26,7 @@ from kedit_core.editing.rounds import compute_round, run_rounds, settle, take_of
 from kedit_core.editing.scenarios import Round, as_requests, cases, choose_scenario, rounds
 from kedit_core.editing.settings import Settings, check_options, resolve_settings
 from kedit_core.editing.sources import describe_model, load_model, resolve_model
+from kedit_core.editing.stacks import chosen_dtype, put_on, write_stack
 from kedit_core.errors import InputError
 from kedit_core.evaluation import (
     Answers,
@@ -39,6 +40,8 @@ from kedit_core.forward import ForwardTools, TokenBoundary
 from kedit_core.hparams import Resolved
 from kedit_core.models import AdapterRegistry
 from kedit_core.patches import EditPatch, PatchStack
+from kedit_core.patches.stack_file import StackFile, is_stack_file
+from kedit_core.patches.trust import Trust
 from kedit_core.plugins import Catalogue, Host
 from kedit_core.requests import EditRequest
 
@@ -138,6 +141,7 @@ class Editor:
     ) -> Editor:
         """An Editor on a model loaded by registered name, local folder or Hub id; dtype as stored unless given.
 
+        A path that ends in ``.yaml`` is a stack file; see :meth:`from_stack`, whose arguments may then be given, too.
         The method's name is checked before the model is loaded. Other arguments are those of :class:`Editor`.
         """
         if not isinstance(model, str | Path):
@@ -148,6 +152,10 @@ class Editor:
         catalogue = catalogue or Catalogue.installed()
         if method is not None:
             catalogue.method(method)
+        if is_stack_file(model):
+            if revision is not None:
+                raise InputError(f"{model} is a stack file, which says the revision itself; leave the revision out")
+            return cls.from_stack(model, method, hparams, dtype=dtype, device=device, catalogue=catalogue, **settings)
         source = resolve_model(str(model), Host(catalogue), revision)
         loaded, tokenizer = load_model(source, dtype=dtype, device=device)
         return cls(
@@ -160,6 +168,47 @@ class Editor:
             catalogue=catalogue,
             **settings,
         )
+
+    @classmethod
+    def from_stack(
+        cls,
+        path: str | Path,
+        method: str | None = None,
+        hparams: Settings = None,
+        *,
+        dtype: Any = None,
+        device: Any = None,
+        force: bool = False,
+        allow_unverified: bool = False,
+        trust: Trust | None = None,
+        on_note: Callable[[str], None] | None = None,
+        **settings: Any,
+    ) -> Editor:
+        """An Editor on the base of a stack file, with its patches on (docs/stacks.md).
+
+        Every patch file is read and checked against its id before the model is loaded. Afterwards the weights are held
+        against the digest that the file records, where it does.
+
+        Args:
+            dtype: as the stack says unless given; another one is refused where a digest is recorded.
+            force, allow_unverified: as for :meth:`apply`; with ``force`` other weights are only noted.
+            trust: whose signatures the patches must have; see :meth:`EditPatch.load`.
+            on_note: called when the weights differ and it may be by the rounding of another torch or processor.
+            settings: those of :class:`Editor`; ``resources`` are for the patches, too.
+
+        Raises:
+            InputError, FaultsError: something is wrong with the file, or a patch is missing or another one.
+            UntrustedPatchError: a patch is not signed as ``trust`` asks.
+            BaseMismatchError: another base, or other weights than it records.
+            StackOrderError, RequirementError: a patch cannot be put on.
+        """
+        stack = StackFile.load(path)
+        patches, dtype = stack.read(trust=trust), chosen_dtype(stack, dtype)
+        editor = cls.from_pretrained(
+            stack.model, method, hparams, dtype=dtype, device=device, revision=stack.revision, **settings
+        )
+        put_on(editor, stack, patches, force=force, allow_unverified=allow_unverified, on_note=on_note)
+        return editor
 
     @classmethod
     def for_patch(
@@ -219,7 +268,12 @@ class Editor:
         given = as_requests(requests, "edit")
         chosen = choose_scenario(scenario, method)
         context = self.context(
-            scenario=chosen, way=way or self.way, protocols=protocols if evaluate else (), metrics=metrics
+            scenario=chosen,
+            way=way or self.way,
+            protocols=protocols if evaluate else (),
+            metrics=metrics,
+            # what is computed on this very model is for it, also where its weights cannot be hashed
+            options={**self.options, "allow_unverified": True},
         )
         prepared = tuple(self.host.prepare_requests(context, given))
         context.requests = prepared
@@ -373,6 +427,38 @@ class Editor:
         for entry in reversed(self.stack.patches):
             self.remove(entry.patch)
         self._previous = None
+
+    def apply_stack(
+        self,
+        stack: StackFile | str | Path,
+        *,
+        force: bool = False,
+        allow_unverified: bool = False,
+        trust: Trust | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> tuple[Installed, ...]:
+        """Put all patches of a stack file on the model, which has none, or leave it as it was found.
+
+        The base that the file names is not looked at; the patches know theirs. Arguments and errors are those of
+        :meth:`from_stack`; also StackOrderError when the model has patches on it.
+        """
+        read = stack if isinstance(stack, StackFile) else StackFile.load(stack)
+        patches = read.read(trust=trust)
+        return put_on(self, read, patches, force=force, allow_unverified=allow_unverified, on_note=on_note)
+
+    def save_stack(self, path: str | Path, *, base: str | None = None) -> StackFile:
+        """Write what is on the model as a stack file, and its patches into the folder ``patches`` beside it.
+
+        Args:
+            base: how to name the base: a registered name, a Hub id or a folder. By default what the model was loaded
+                by; a model from a folder has no name of its own.
+
+        Raises:
+            InputError: the base has no name.
+            StackOrderError: a patch whose parent was taken off, so that the file could not be applied.
+            KeditError: it cannot be written.
+        """
+        return write_stack(self, path, base)
 
     @contextmanager
     def applied(self, patch: EditPatch, **settings: Any) -> Iterator[Installed]:

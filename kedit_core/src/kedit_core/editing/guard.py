@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kedit_core.errors import MethodError
-from kedit_core.patches.places import version_of
+from kedit_core.models.storage import Fingerprint, mark_of, repacked, version_of
 
 HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -20,10 +20,8 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._tensors = {
-            name: (tensor, tensor.data_ptr(), version_of(tensor)) for name, tensor in _tensors(model).items()
-        }
-        self._flags = [(name, p, p.requires_grad, p.grad) for name, p in model.named_parameters()]
+        self._tensors = {name: (tensor, _state(model, name, tensor)) for name, tensor in _tensors(model).items()}
+        self._flags = [(name, p.requires_grad, p.grad) for name, p in model.named_parameters()]
         self._modes = [(name, module, module.training) for name, module in model.named_modules()]
         self._hooks = {name: _hooks(module) for name, module in model.named_modules()}
         self._grad_mode = torch.is_grad_enabled()
@@ -35,7 +33,10 @@ class ModelState:
             if module.training != training:
                 found.append(f"train/eval mode of {name or 'the model'}")
                 module.training = training
-        for name, parameter, flag, grad in self._flags:
+        live = dict(self._model.named_parameters(remove_duplicate=False))
+        for name, flag, grad in self._flags:
+            if (parameter := live.get(name)) is None:
+                continue
             if parameter.requires_grad != flag:
                 found.append(f"requires_grad of {name}")
                 parameter.requires_grad_(flag)
@@ -62,9 +63,11 @@ class ModelState:
         """Names of parameters and buffers that were replaced or written to."""
         now = _tensors(self._model)
         changed = [name for name in now if name not in self._tensors]
-        for name, (tensor, pointer, version) in self._tensors.items():
+        for name, (tensor, before) in self._tensors.items():
             live = now.get(name)
-            if live is not tensor or live.data_ptr() != pointer or version_of(live) != version:
+            # a run leaves another object where a weight is offloaded; there, what fills it counts
+            same = live is tensor or (live is not None and live.is_meta and tensor.is_meta)
+            if live is None or not same or _differs(before, _state(self._model, name, live), live):
                 changed.append(name)
         return changed
 
@@ -93,6 +96,20 @@ def left_as_found(model: nn.Module, who: str) -> Iterator[None]:
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _state(model: nn.Module, name: str, tensor: torch.Tensor) -> Fingerprint | tuple[int, int | None]:
+    """What is another once a tensor was written to or given other storage."""
+    if type(tensor) in (nn.Parameter, torch.Tensor) and not tensor.is_meta:
+        return tensor.data_ptr(), version_of(tensor)
+    return mark_of(model, name, tensor)
+
+
+def _differs(before: Any, after: Any, tensor: torch.Tensor) -> bool:
+    if before == after:
+        return False
+    marks = isinstance(before, Fingerprint) and isinstance(after, Fingerprint)
+    return not (marks and repacked(tensor, before, after))
 
 
 def _hooks(module: nn.Module) -> dict[str, dict[int, Any]]:

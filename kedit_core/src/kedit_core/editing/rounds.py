@@ -12,8 +12,9 @@ from kedit_core.contract import MethodInfo
 from kedit_core.editing.context import EditContext, seeded
 from kedit_core.editing.guard import left_as_found
 from kedit_core.editing.scenarios import Round
-from kedit_core.errors import MethodError, PluginError
+from kedit_core.errors import MethodError, PluginError, UnsupportedModelError
 from kedit_core.hparams import HyperParams
+from kedit_core.models.storage import meshes, reshard, stops_gradients
 from kedit_core.patches import EditPatch, PatchStack
 
 OnPatch: TypeAlias = Callable[[EditPatch, Round], None]
@@ -26,6 +27,12 @@ def compute_round(context: EditContext, requests: Round) -> EditPatch:
     it returned something else than a patch.
     """
     method, hparams = _chosen(context)
+    # an edit of prompts alone follows no gradient
+    if method.operations != {"router"} and (blind := stops_gradients(context.model)) is not None:
+        raise UnsupportedModelError(
+            f"{blind} is quantised in a way that lets no gradient through on this device, so method {method.name!r} "
+            "would optimise blindly; compute the patch on the unquantised model, and apply it here"
+        )
     context.generator = seeded(context.seed)
     with own_settings(context), left_as_found(context.model, f"method {method.name!r}"):
         patch = context.host.compute_patch(context, requests, hparams)
@@ -101,7 +108,17 @@ def undone_on_failure(stack: PatchStack) -> Iterator[None]:
 
 @contextmanager
 def own_settings(context: EditContext) -> Iterator[None]:
-    """The same edit whatever the caller's surroundings: no autocast, and no inference_mode (it takes no gradients)."""
+    """The same edit whatever the caller's surroundings: no autocast, and no inference_mode (it takes no gradients).
+
+    Raises UnsupportedModelError for a model that several processes hold between them: methods run its parts by
+    themselves and read activations, of which each process has a share only.
+    """
+    reshard(context.model)
+    if meshes(context.model):
+        raise UnsupportedModelError(
+            "this model is spread over several processes (FSDP or tensor parallelism), where no edit can be computed; "
+            "compute the patch on the whole model (offloaded, if memory is short) and apply it here"
+        )
     with ExitStack() as settings:
         for kind in {parameter.device.type for parameter in context.model.parameters()}:
             if kind != "meta" and torch.amp.is_autocast_available(kind):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from kedit_core.errors import InputError, UnknownNameError
+from kedit_core.patches.stack_file import is_stack_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,12 +38,16 @@ def resolve_model(model: str, host: Host, revision: str | None = None) -> ModelF
 
     Raises:
         UnknownNameError: a registered prefix with an unknown name, or a Hub id that cannot be had.
-        InputError: a local folder without config.json.
+        InputError: a local folder without config.json, or a stack file.
     """
     names = {name for source in host.model_sources() for name in source.names}
     if model in names or (":" in model and model.partition(":")[0] in {name.partition(":")[0] for name in names}):
         return ModelFolder(folder=Path(host.model_source(model).folder(model)), name=model)
     path = Path(model).expanduser()
+    if is_stack_file(model):
+        raise InputError(
+            f"{model} is a stack file, and here a model is wanted; `kedit stack apply` writes it as a model folder"
+        )
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{model} is a folder without config.json, so it is not a Hugging Face model folder")

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kedit_core.errors import InputError
+from kedit_core.models.storage import storage_of
+
+_STORED = {"packed": "quantised", "offloaded": "offloaded", "sharded": "spread over several processes"}
 
 
 class Masters:
@@ -66,15 +69,15 @@ def trainable(model: nn.Module, places: Sequence[str]) -> Iterator[Masters]:
     Only these parameters ask for gradients in the body. Memory: two more copies of each place (one in float32).
 
     Raises:
-        InputError: a place the model does not have, or one that is no floating-point tensor.
+        InputError: a place the model does not have, or one that is no floating-point tensor in memory.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for place in places:
         if place not in parameters:
             raise InputError(f"the model has no parameter {place!r}; see `kedit models` for what an adapter names")
-        if not parameters[place].is_floating_point():
+        if (kind := storage_of(model, place).kind) != "plain":
             raise InputError(
-                f"{place} holds {parameters[place].dtype} and cannot be trained; load the model unquantised"
+                f"{place} is {_STORED[kind]}, so it cannot be trained; load the model whole, unquantised and in memory"
             )
     flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     masters = Masters({place: parameters[place] for place in places})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kedit_core.errors import InputError
 from kedit_core.forward.sites import Injection
+from kedit_core.models.storage import device_of
 
 
 class Stop(Exception):
@@ -21,6 +22,8 @@ class Stop(Exception):
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter takes a gradient inside; every ``requires_grad`` flag is as before afterwards, also on errors."""
     learning = [p for p in model.parameters() if p.requires_grad]
+    # a run leaves other objects in an offloaded model
+    offloaded = {name for name, p in model.named_parameters() if p.is_meta and p.requires_grad}
     try:
         for parameter in learning:
             parameter.requires_grad_(False)
@@ -28,6 +31,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+        if offloaded:
+            for name, parameter in model.named_parameters():
+                if name in offloaded:
+                    parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -169,8 +176,9 @@ def picked(x: Tensor, at: Tensor | None) -> Tensor:
 
 
 def first_device(model: nn.Module) -> torch.device:
-    """Where a model's inputs go: the device of its first parameter that is not on ``meta``."""
-    for parameter in model.parameters():
-        if parameter.device.type != "meta":
-            return parameter.device
+    """Where a model's inputs go: where its first parameter computes (the first that is not empty, if none fills it)."""
+    for name, parameter in model.named_parameters():
+        device = device_of(model, name, parameter)
+        if device.type != "meta":
+            return device
     return torch.device("cpu")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _BASES = {"0o": 8, "0x": 16}
 _TAG = "tag:yaml.org,2002:"
+_MOST_BYTES = 16 << 20  # of a file of settings
+_MOST_VALUES = 100_000  # of a YAML text; what an alias stands for counts each time, since aliases multiply
 
 
 def scalar(text: str) -> Any:
@@ -48,9 +51,13 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's parser with our own ideas of what things mean."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}
+    made = 0
 
     def construct(self, node: yaml.Node) -> Any:
         """The value of a node and all below it."""
+        self.made += 1
+        if self.made > _MOST_VALUES:
+            raise _fault(node, f"there are more than {_MOST_VALUES} values, aliases counted each time")
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
@@ -104,8 +111,8 @@ def _json(text: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is given twice")
+            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+            raise ValueError(f"the key {twice!r} is given twice")
         return made
 
     def refuse(constant: str) -> Any:
@@ -131,10 +138,13 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise HyperParamsError(str(path), [f"cannot be read: {what}"]) from error
+    if len(data) > _MOST_BYTES:
+        raise HyperParamsError(str(path), [f"is larger than {_MOST_BYTES} bytes, which no file of settings is"])
     return parse_settings(data, path.suffix.lower(), str(path))
 
 

@@ -21,6 +21,7 @@ from kedit_core.models.parameters import is_projection
 from kedit_core.models.probe import Probe, Trace, undisturbed
 from kedit_core.models.search import Search
 from kedit_core.models.stacks import Stacks, find_stacks
+from kedit_core.models.storage import device_of
 from kedit_core.models.view import ModelView
 
 
@@ -67,7 +68,7 @@ def _ends(model: Any, search: Search) -> tuple[Any, nn.Module]:
 
 
 def _device(embeddings: Any) -> torch.device:
-    device: torch.device = embeddings.weight.device
+    device = device_of(embeddings, "weight", embeddings.weight)
     return torch.device("cpu") if device.type == "meta" else device
 
 

@@ -7,6 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kedit_core.errors import InputError
 from kedit_core.models.adapter import Layout
+from kedit_core.models.storage import names_by_parameter
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -49,9 +50,8 @@ def aliases_of(model: nn.Module, name: str) -> tuple[str, ...]:
         InputError: the model has no such parameter.
     """
     owner, leaf = owner_of(model, name)
-    wanted = owner._parameters[leaf]
-    every = model.named_parameters(remove_duplicate=False)
-    return tuple(other for other, parameter in every if parameter is wanted and other != name)
+    names = names_by_parameter(model)[id(owner._parameters[leaf])]
+    return tuple(other for other in names if other != name)
 
 
 def first_name_of(model: nn.Module, name: str) -> str:
@@ -61,8 +61,7 @@ def first_name_of(model: nn.Module, name: str) -> str:
         InputError: the model has no such parameter.
     """
     owner, leaf = owner_of(model, name)
-    wanted = owner._parameters[leaf]
-    return next(other for other, parameter in model.named_parameters(remove_duplicate=False) if parameter is wanted)
+    return names_by_parameter(model)[id(owner._parameters[leaf])][0]
 
 
 def bare(module: nn.Module) -> nn.Module:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from kedit_core.errors import InputError, UnsupportedModelError
 from kedit_core.models.adapter import Layout, ModelAdapter, holds
 from kedit_core.models.parameters import aliases_of, bare, features, first_name_of, layout_of
 from kedit_core.models.places import list_name, missing_places, resolve
+from kedit_core.models.storage import device_of, matrix_of
+from kedit_core.models.wrappers import architecture_of
 
 if TYPE_CHECKING:
     from kedit_core.hparams import ModelShape
@@ -90,7 +93,7 @@ class ModelView:
         from kedit_core.hparams import ModelShape
 
         return ModelShape(
-            architecture=type(self.model).__name__,
+            architecture=architecture_of(self.model),
             num_layers=self.num_layers,
             hidden_size=self.hidden_size,
             mlp_size=self.mlp_size(0),
@@ -220,17 +223,25 @@ class ModelView:
     def down_weight(self, layer: int) -> Tensor:
         """The down-projection's weight in ``[out, in]`` terms, ``[hidden, inner]``: a view of the parameter, no copy.
 
+        Of an offloaded one it is the value, on the CPU.
+
         Raises:
-            UnsupportedModelError: it is stored packed, as quantised weights are.
+            UnsupportedModelError: it is stored packed, as quantised weights are, or spread over several processes.
         """
-        module = bare(self.mlp_out(layer))
-        weight = module.weight
-        if not isinstance(weight, Tensor) or sorted(weight.shape) != sorted(features(module)):
-            raise UnsupportedModelError(
-                f"{self.mlp_out_weight(layer)} is stored packed ({type(module).__name__}); load the model unquantised "
-                "to read it as a matrix"
-            )
-        return weight.t() if self.layout(self.mlp_out_weight(layer)) == "in_out" else weight
+        name = self.mlp_out_weight(layer)
+        weight = matrix_of(self.model, name)
+        return weight.t() if self.layout(name) == "in_out" else weight
+
+    def device(self, module: nn.Module) -> torch.device:
+        """Where a module of this model computes, also when its weights are offloaded; the CPU for one without weights.
+
+        Raises:
+            InputError: the module is not one of this model's.
+        """
+        path = self.name_of(module)
+        for name, parameter in module.named_parameters():
+            return device_of(self.model, f"{path}.{name}" if path else name, parameter)
+        return torch.device("cpu")
 
     def layout(self, parameter: str) -> Layout:
         """How a parameter's axes are stored; see :func:`~kedit_core.models.parameters.layout_of`."""

@@ -1,19 +1,15 @@
-"""A model folder that stays on disk: its weight files, and which stored tensor is which parameter of the model."""
+"""A model folder that stays on disk: its configuration and its weight files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from attrs import define, field, frozen
-from torch import nn
+from attrs import frozen
 
-from kedit_core.errors import BaseMismatchError, InputError, UnsupportedModelError
-from kedit_core.models.adapter import Layout
-from kedit_core.models.parameters import layout_of
+from kedit_core.errors import InputError
 from kedit_core.patches._shards import Entry, Shard
 
 SINGLE = "model.safetensors"
@@ -61,86 +57,6 @@ class Checkpoint:
     def entry(self, key: str) -> Entry:
         """What the header says of a stored tensor."""
         return self.shard(key).entries[key]
-
-
-@define
-class Names:
-    """Which stored tensors make up which parameter, by transformers' own rules.
-
-    The architecture is built on the meta device (no memory), and its checkpoint conversion is asked for the name of
-    every stored tensor: prefixes that a headless checkpoint lacks, old spellings, tied weights stored once, twice or
-    under the other's name.
-    """
-
-    architecture: str
-    shapes: Mapping[str, tuple[int, ...]]
-    layouts: Mapping[str, Layout]
-    _stored: Mapping[str, Sequence[str]]
-    _tied: Mapping[str, Sequence[str]]
-    _converted: frozenset[str]
-    _settled: dict[str, tuple[str, ...]] = field(factory=dict)
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, architecture: str | None = None) -> Names:
-        """Names for ``architecture`` (a class name); by default the class that kedit would load the folder with.
-
-        Raises:
-            BaseMismatchError: the folder holds another kind of model.
-            UnsupportedModelError: transformers does not know the architecture.
-        """
-        model = _skeleton(checkpoint.folder, architecture)
-        shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
-        layouts = {name: layout_of(model, name) for name in shapes}
-        stored: dict[str, list[str]] = {}
-        converted = set()
-        for key, (name, joined) in _loaded_names(model, checkpoint.file_of).items():
-            stored.setdefault(name, []).append(key)
-            if joined:
-                converted.add(name)
-        return cls(type(model).__name__, shapes, layouts, stored, _tied_groups(model), frozenset(converted))
-
-    def stored(self, place: str, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """Stored tensors that hold the parameter ``place`` (more than one when a tied weight is stored twice).
-
-        Raises:
-            BaseMismatchError: the model has no such parameter, or the folder does not hold it.
-            InputError: the folder holds it in parts that transformers joins when it loads.
-        """
-        if place not in self.shapes:
-            raise BaseMismatchError(
-                f"{self.architecture} in {checkpoint.folder} has no parameter {place}; the patch is for another model"
-            )
-        names = self.tied(place, checkpoint)
-        if self._converted.intersection(names):
-            raise InputError(
-                f"{checkpoint.folder} stores {place} in another form than the model has it, so it cannot be edited on "
-                "disk; apply the patch to the loaded model and save that"
-            )
-        keys = tuple(key for name in names for key in self._stored.get(name, ()))
-        if not keys or len({checkpoint.entry(key).dtype for key in keys}) > 1:
-            raise BaseMismatchError(
-                f"{checkpoint.folder} does not hold {place} of {self.architecture}; get the folder again"
-            )
-        if (shape := checkpoint.entry(keys[0]).shape) != self.shapes[place]:
-            raise BaseMismatchError(
-                f"{place} has shape {list(shape)} in {checkpoint.folder}, but its config.json asks for "
-                f"{list(self.shapes[place])}; get the folder again"
-            )
-        return keys
-
-    def tied(self, place: str, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """All names of the parameter ``place``; a tied name stored with other values is a parameter of its own."""
-        if place not in self._settled:
-            group = self._tied.get(place, (place,))
-            stored = {name: key for name in group for key in self._stored.get(name, ())}
-            digests = (
-                {name: checkpoint.shard(key).digest(key) for name, key in stored.items()} if len(stored) > 1 else {}
-            )
-            # a name that is not stored follows the source of the tie, which comes first
-            source = next(iter(digests.values()), None)
-            own = digests.get(place, source)
-            self._settled[place] = tuple(name for name in group if digests.get(name, source) == own)
-        return self._settled[place]
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
@@ -192,54 +108,3 @@ def _inside(name: str, folder: Path) -> str:
     if Path(name).name != name:
         raise InputError(f"{folder} names a weight file {name!r} that is not directly in the folder")
     return name
-
-
-def _skeleton(folder: Path, architecture: str | None) -> nn.Module:
-    """The model without weights, on the meta device."""
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModelError(f"transformers cannot read the config of {folder}: {error}") from error
-    auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-    named = getattr(transformers, architecture or "", None)
-    fits = isinstance(named, type) and isinstance(config, getattr(named, "config_class", None) or ())
-    try:
-        with torch.device("meta"):
-            model: nn.Module = named(config) if named is not None and fits else auto.from_config(config)
-    except (ValueError, ImportError) as error:
-        raise UnsupportedModelError(f"transformers cannot build the model of {folder}: {error}") from error
-    if architecture is not None and type(model).__name__ != architecture:
-        raise BaseMismatchError(f"the patch is for {architecture}, but {folder} holds a {type(model).__name__}")
-    return model
-
-
-def _loaded_names(model: Any, keys: Iterable[str]) -> dict[str, tuple[str, bool]]:
-    """Stored tensor -> (name in the loaded model, whether transformers converts it); unknown tensors are left out."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
-    known = model.state_dict()
-    prefix = model.base_model_prefix
-    names = {}
-    for key in keys:
-        name, pattern = rename_source_key(key, renamings, converters, prefix, known)
-        if name not in known and key in known:
-            name, pattern = rename_source_key(key, [], [], prefix, known)
-        if name in known:
-            names[key] = (name, pattern is not None)
-    return names
-
-
-def _tied_groups(model: Any) -> dict[str, tuple[str, ...]]:
-    """Name -> all names of the same tensor, the one the others follow first, for parameters that have several."""
-    groups: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
-    sources = set(getattr(model, "all_tied_weights_keys", {}).values())
-    ordered = (sorted(group, key=lambda name: name not in sources) for group in groups.values() if len(group) > 1)
-    return {name: tuple(group) for group in ordered for name in group}

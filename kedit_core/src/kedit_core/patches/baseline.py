@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit_core.errors import BaseMismatchError, InputError, RequirementError
+from kedit_core.models.wrappers import architecture_of
 from kedit_core.patches.digests import digests_in, dtype_name, path_digest
 from kedit_core.patches.format import Base, BaseTensor, EditPatch
 from kedit_core.patches.manifest import Requirement
@@ -21,12 +22,22 @@ class BaseDigests:
     def __init__(self) -> None:
         self._known: dict[str, tuple[Fingerprint, dict[str, str]]] = {}
 
-    def of(self, name: str, tensor: Tensor, mark: Fingerprint, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
-        """dtype name -> digest of ``tensor``, whose state ``mark`` describes."""
+    def of(
+        self,
+        name: str,
+        read: Callable[[], Tensor],
+        mark: Fingerprint,
+        dtypes: Sequence[torch.dtype],
+        agreed: Callable[[bool], bool] = bool,
+    ) -> dict[str, str]:
+        """dtype name -> digest of the tensor that ``read`` gives, whose state ``mark`` describes.
+
+        ``agreed``: whether some digest is missing -> whether it is for some process that reads the same tensor.
+        """
         known = self.known(name, mark)
         missing = [dtype for dtype in dtypes if dtype_name(dtype) not in known]
-        if missing:
-            known |= digests_in(tensor, missing)
+        if agreed(bool(missing)):
+            known |= digests_in(read(), missing or dtypes)
             self._known[name] = (mark, known)
         return {dtype_name(dtype): known[dtype_name(dtype)] for dtype in dtypes}
 
@@ -39,11 +50,6 @@ class BaseDigests:
         """The stack put the same storage back: the digests still hold."""
         if digests := self.known(name, before):
             self._known[name] = (after, digests)
-
-
-def architecture_of(model: nn.Module) -> str:
-    """The class name that patches record."""
-    return type(model).__name__
 
 
 def describe_tensor(place: Place, digests: Mapping[str, str]) -> BaseTensor:
@@ -122,7 +128,7 @@ def check_digests(
     unverified = []
     for name, wanted in patch.base.tensors.items():
         place = places[name]
-        dtype = place.parameter.dtype
+        dtype = place.dtype
         if dtype == torch.float64 and "float64" not in wanted.sha256:
             dtype = torch.float32
         expected = wanted.sha256.get(dtype_name(dtype))
@@ -139,20 +145,18 @@ def check_digests(
 def verify(
     model: nn.Module,
     patch: EditPatch,
+    places: Mapping[str, Place],
     digest: Callable[[Place, torch.dtype], str],
     force: bool = False,
     allow_unverified: bool = False,
     name: str | None = None,
-    names: Mapping[int, Sequence[str]] | None = None,
 ) -> bool:
-    """Check that a patch is for the base of this model; whether it goes on unverified.
+    """Check that a patch is for the base of this model, at ``places`` (see :func:`check_places`); whether it goes on
+    unverified.
 
-    ``names`` are those :func:`names_by_parameter` gives now.
-
-    Raises BaseMismatchError: another architecture, shape, layout, tie or value; or weights that cannot be compared,
-    when these are not allowed.
+    Raises BaseMismatchError: another architecture or value; or weights that cannot be compared, when these are not
+    allowed.
     """
-    places = check_places(model, patch.base, force, names)
     if force:
         return True
     check_architecture(model, patch.base)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import prod
+from pathlib import Path
 from typing import Any, BinaryIO
 
+import psutil
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -26,6 +29,9 @@ MAX_TENSORS = 65_536
 MAX_RANK = 8
 MAX_NAME = 1_024
 MAX_ELEMENTS = 2**48
+
+_SMALL = 64 << 20  # bytes that are asked for without looking how much there is
+_CGROUP_LIMITS = tuple(Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes"))
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -97,6 +103,14 @@ def entry_of(name: str, tensor: Tensor) -> TensorEntry:
     return TensorEntry(name, tensor.dtype, tuple(tensor.shape))
 
 
+def valid_shape(shape: Sequence[Any]) -> bool:
+    """Whether these are the sizes of a tensor that format 1 allows; zeros are counted as ones."""
+    if len(shape) > MAX_RANK or not all(type(size) is int and 0 <= size <= MAX_ELEMENTS for size in shape):
+        return False
+    elements: int = prod(max(size, 1) for size in shape)
+    return elements <= MAX_ELEMENTS
+
+
 def check_name(name: str) -> None:
     """PatchFormatError for names that no tensor of a patch may have."""
     if name == METADATA:
@@ -134,26 +148,37 @@ def read_header(stream: BinaryIO, size: int) -> Header:
             f"the header claims {length} bytes of a file of {size}; the file is truncated or not a patch"
         )
     raw = _exactly(stream, length)
-    fields = canonical.loads(raw.rstrip(b" "), "the header")
-    if not isinstance(fields, dict):
-        raise PatchFormatError("the header is not a JSON object; the file is not a safetensors file")
-    text = _metadata(fields)
+    fields, text = _fields(raw)
     if len(fields) > MAX_TENSORS:
         raise PatchFormatError(f"the file claims {len(fields)} tensors; the limit is {MAX_TENSORS}")
     entries = file_order([_entry(name, value) for name, value in fields.items()])
-    header = prefix + raw
-    if header_bytes(entries, text) != header:
-        raise PatchFormatError("the tensors overlap, leave gaps or are not in the order of format 1")
-    if (expected := len(header) + sum(entry.nbytes for entry in entries)) != size:
+    offset = 0
+    for entry in entries:
+        claimed = fields[entry.name]["data_offsets"]
+        offset += entry.nbytes
+        if claimed != [offset - entry.nbytes, offset] or any(type(number) is not int for number in claimed):
+            raise PatchFormatError("the tensors overlap, leave gaps or are not in the order of format 1")
+    if (expected := 8 + length + offset) != size:
         raise PatchFormatError(f"the file has {size} bytes where its header describes {expected}; it is cut or padded")
-    return Header(entries, canonical.loads(text, "the manifest"), header)
+    return Header(entries, canonical.loads(text, "the manifest"), prefix + raw)
+
+
+def _fields(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header's entries without the metadata, and the manifest in there."""
+    text = raw.rstrip(b" ")
+    if len(text) + -len(text) % 8 != len(raw):
+        raise PatchFormatError("the header does not end as format 1 says: spaces up to the next multiple of 8")
+    fields = canonical.loads(text, "the header")
+    if not isinstance(fields, dict):
+        raise PatchFormatError("the header is not a JSON object; the file is not a safetensors file")
+    return fields, _metadata(fields)
 
 
 def _metadata(fields: dict[str, Any]) -> bytes:
     metadata = fields.pop(METADATA, None)
     if not isinstance(metadata, dict) or set(metadata) != {KEY} or not isinstance(metadata[KEY], str):
         raise PatchFormatError(f"the metadata is not the one key {KEY!r} with a manifest; it is not a kedit patch")
-    text: str = metadata[KEY]
+    text: str = metadata.pop(KEY)
     return text.encode()
 
 
@@ -164,26 +189,61 @@ def _entry(name: str, value: Any) -> TensorEntry:
     dtype, shape = value["dtype"], value["shape"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise PatchFormatError(f"tensor {name!r} has a dtype that format 1 does not know; it knows {', '.join(DTYPES)}")
-    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(type(n) is int and n >= 0 for n in shape):
-        raise PatchFormatError(f"tensor {name!r} has no valid shape: at most {MAX_RANK} numbers, none negative")
-    if prod(max(n, 1) for n in shape) > MAX_ELEMENTS:
-        raise PatchFormatError(f"tensor {name!r} claims more than {MAX_ELEMENTS} elements")
+    if not isinstance(shape, list) or not valid_shape(shape):
+        raise PatchFormatError(
+            f"tensor {name!r} has no valid shape: at most {MAX_RANK} numbers, none negative, and no more than "
+            f"{MAX_ELEMENTS} elements"
+        )
     return TensorEntry(name, DTYPES[dtype], tuple(shape))
 
 
 def read_tensors(stream: BinaryIO, header: Header, hasher: Any) -> dict[str, Tensor]:
-    """The tensors that follow a checked header; every byte goes through ``hasher``. Memory: the tensors."""
+    """The tensors that follow a checked header; every byte goes through ``hasher``. Memory: the tensors.
+
+    Raises PatchFormatError, also for a file that has grown meanwhile, and before anything is allocated for one that
+    does not fit into the memory of this machine.
+    """
+    check_memory(sum(entry.nbytes for entry in header.entries))
     tensors = {}
     for entry in header.entries:
-        tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+        try:
+            tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+        except RuntimeError as error:
+            raise PatchFormatError(
+                f"there is no memory for the {entry.nbytes} bytes of tensor {entry.name!r}"
+            ) from error
         if entry.nbytes:
             view = byte_view(tensor)
             _fill(stream, view)
             hasher.update(view)
-            if entry.dtype == torch.bool and max(view) > 1:
+            if entry.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
                 raise PatchFormatError(f"tensor {entry.name!r} holds bytes that are neither true nor false")
         tensors[entry.name] = tensor
+    if stream.read(1):
+        raise PatchFormatError("the file grew while it was read; is something else writing to it?")
     return tensors
+
+
+def check_memory(needed: int) -> None:
+    """PatchFormatError when ``needed`` bytes cannot be had: a file of terabytes may take no room on a disk."""
+    if needed > _SMALL and needed > (limit := _memory()):
+        raise PatchFormatError(
+            f"its tensors take {needed} bytes of memory, and {limit} can be had here now; use a larger machine"
+        )
+
+
+def _memory() -> int:
+    """Bytes of memory that this process can still have: the machine's, or less where a limit is set."""
+    limits = [int(psutil.virtual_memory().available + psutil.swap_memory().free)]
+    for path in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):
+            limits.append(int(path.read_text()))
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        limits += [] if soft == resource.RLIM_INFINITY else [soft]
+    return min(limits)
 
 
 def _exactly(stream: BinaryIO, count: int) -> bytes:

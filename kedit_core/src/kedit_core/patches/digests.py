@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit_core.errors import InputError, KeditError
+from kedit_core.models.storage import reshard, value_of
 from kedit_core.patches import canonical
 
 BASE_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,19 +62,22 @@ def tensor_digest(tensor: Tensor) -> str:
 
 def digests_of(tensor: Tensor) -> dict[str, str]:
     """The digests a patch records of a base tensor: as float32, bfloat16 and float16 (and float64 when it is that)."""
-    return digests_in(tensor, base_dtypes(tensor))
+    return digests_in(tensor, base_dtypes(tensor.dtype))
 
 
-def base_dtypes(tensor: Tensor) -> tuple[torch.dtype, ...]:
-    """The dtypes a patch records digests for."""
-    return (*BASE_DTYPES, torch.float64) if tensor.dtype == torch.float64 else BASE_DTYPES
+def base_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """The dtypes a patch records digests for, of a base in ``dtype``."""
+    return (*BASE_DTYPES, torch.float64) if dtype == torch.float64 else BASE_DTYPES
 
 
 def model_digest(model: nn.Module, names: Sequence[str] | None = None) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a model's parameters and buffers as they are (or of those named).
 
-    Every name of a tied parameter counts. Raises InputError for a name the model does not have.
+    Every name of a tied parameter counts. Weights that are offloaded, or spread over processes (all of which have to
+    ask), have the digest that they have in memory; packed ones that of the tensors they are made of. Raises InputError
+    for a name the model does not have.
     """
+    reshard(model)
     tensors: dict[str, Tensor] = {**dict(model.named_parameters(remove_duplicate=False))}
     tensors |= dict(model.named_buffers(remove_duplicate=False))
     if unknown := sorted(set(names or ()) - set(tensors)):
@@ -83,7 +87,8 @@ def model_digest(model: nn.Module, names: Sequence[str] | None = None) -> str:
     for name in sorted(tensors if names is None else names):
         tensor = tensors[name]
         if id(tensor) not in seen:
-            seen[id(tensor)] = tensor_digest(tensor)
+            parts = [tensor_digest(part) for part in value_of(model, name, tensor)]
+            seen[id(tensor)] = parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
         whole.update(f"{name}\0{dtype_name(tensor.dtype)}\0{list(tensor.shape)}\0{seen[id(tensor)]}\n".encode())
     return whole.hexdigest()
 

@@ -9,23 +9,22 @@ in float32 whatever the file says.) Memory: one parameter in float32, and one de
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from attrs import evolve, frozen
-from torch import Tensor
+from attrs import evolve
 
 from kedit_core.errors import BaseMismatchError, InputError, StackOrderError
-from kedit_core.patches._checkpoint import Checkpoint, Names
-from kedit_core.patches._record import FOLDER, History, originals
+from kedit_core.patches._checkpoint import Checkpoint
+from kedit_core.patches._record import FOLDER, History
 from kedit_core.patches._rewriting import FolderChange, Rewrite
 from kedit_core.patches._shards import FLOAT_DTYPES
 from kedit_core.patches.baseline import check_requirements
-from kedit_core.patches.digests import digests_in, dtype_name, tensor_digest
+from kedit_core.patches.digests import dtype_name
 from kedit_core.patches.entries import check_order
-from kedit_core.patches.format import Base, BaseTensor, EditPatch
+from kedit_core.patches.folder_base import FolderBase, TensorCheck
+from kedit_core.patches.format import EditPatch
 from kedit_core.patches.operations import ModuleOperation, RouterOperation
 
 if TYPE_CHECKING:
@@ -34,110 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["FolderBase", "FolderChange", "TensorCheck", "apply_to_folder", "revert_folder"]
 
 
-@frozen(kw_only=True)
-class TensorCheck:
-    """One parameter of a folder held against what a patch was made for; ``problem`` is None when they agree."""
-
-    place: str
-    dtype: str | None
-    problem: str | None
-
-
-@frozen
-class FolderBase:
-    """The untouched parameters of a model folder, read one at a time; of an edited folder, those before the edits."""
-
-    checkpoint: Checkpoint
-    history: History | None
-    names: Names
-
-    @classmethod
-    def open(cls, folder: str | os.PathLike[str], architecture: str | None = None) -> FolderBase:
-        """Read config, headers and (of an edited folder) the record.
-
-        Args:
-            architecture: class name of the model whose parameters are asked for, as in a patch's ``base``; by default
-                the one that kedit loads the folder with.
-
-        Raises:
-            InputError: no model folder, or one that cannot be edited on disk.
-            BaseMismatchError: the folder holds another architecture.
-            StackDisturbedError: an edited folder that is not as kedit left it.
-        """
-        checkpoint = Checkpoint.open(Path(folder))
-        return cls(checkpoint, History.of(checkpoint), Names.of(checkpoint, architecture))
-
-    @property
-    def patches(self) -> tuple[EditPatch, ...]:
-        """The patches on the folder, in stack order."""
-        return () if self.history is None else self.history.patches
-
-    def stored(self, place: str) -> tuple[str, ...]:
-        """Names under which the files store a parameter, more than one when it is tied and stored twice.
-
-        Raises:
-            BaseMismatchError: the folder does not hold it.
-            InputError: it holds it in a form that cannot be edited on disk.
-        """
-        keys = self.names.stored(place, self.checkpoint)
-        if (dtype := self.checkpoint.entry(keys[0]).dtype) not in FLOAT_DTYPES:
-            raise InputError(
-                f"{self.checkpoint.folder} stores {place} as {dtype}; only {', '.join(FLOAT_DTYPES)} can be edited"
-            )
-        return keys
-
-    def tensor(self, place: str) -> Tensor:
-        """A parameter before any edit, in the shape, layout and dtype it is stored in; errors as :meth:`stored`."""
-        return originals(self.checkpoint, self.history, key := self.stored(place)[0]).tensor(key)
-
-    def digest(self, place: str) -> str:
-        """SHA-256 of a parameter before any edit, in the dtype it is stored in; errors as :meth:`stored`."""
-        return tensor_digest(self.tensor(place))
-
-    def misfit(self, place: str, expected: BaseTensor) -> str | None:
-        """Why operations for ``expected`` cannot be put on a parameter at all, or None."""
-        if (shape := self.names.shapes[place]) != expected.shape:
-            return f"shape {list(shape)}, not {list(expected.shape)}"
-        if ((layout := self.names.layouts[place]) == "in_out") != (expected.layout == "in_out"):
-            return f"layout {layout}, not {expected.layout}"
-        return None
-
-    def _other_ties(self, place: str, expected: BaseTensor) -> str | None:
-        aliases = set(self.names.tied(place, self.checkpoint)) - {place}
-        if aliases == set(expected.aliases):
-            return None
-        return f"tied to {sorted(aliases) or 'nothing'}, not {sorted(expected.aliases) or 'to nothing'}"
-
-    def compare(self, base: Base) -> Iterator[TensorCheck]:
-        """Hold every parameter that a patch was made for against this folder, one at a time."""
-        for place, expected in base.tensors.items():
-            try:
-                tensor = self.tensor(place)
-            except (BaseMismatchError, InputError) as error:
-                yield TensorCheck(place=place, dtype=None, problem=str(error))
-                continue
-            name = dtype_name(tensor.dtype)
-            problem = (
-                self.misfit(place, expected)
-                or self._other_ties(place, expected)
-                or _digest_problem(tensor, expected.sha256)
-            )
-            yield TensorCheck(place=place, dtype=name, problem=problem)
-
-
-def _digest_problem(tensor: Tensor, recorded: Mapping[str, str]) -> str | None:
-    dtype = tensor.dtype
-    if dtype == torch.float64 and "float64" not in recorded:
-        dtype = torch.float32
-    if (expected := recorded.get(dtype_name(dtype))) is None:
-        return f"the patch records no digest in {dtype_name(dtype)}"
-    found = digests_in(tensor, (dtype,))[dtype_name(dtype)]
-    return None if found == expected else f"digest {found[:12]}, not {expected[:12]}"
-
-
 def apply_to_folder(
     base_folder: str | os.PathLike[str],
-    patch: EditPatch,
+    patch: EditPatch | Sequence[EditPatch],
     out: str | os.PathLike[str],
     *,
     force: bool = False,
@@ -151,6 +49,7 @@ def apply_to_folder(
     replaced in one step. ``out`` also gets every other file of the folder, and ``.kedit`` with what reverting needs.
 
     Args:
+        patch: one, or several, lowest first; all are put on in one pass, or none.
         force: put it on although model or weights are not those it was made for (shapes must fit all the same).
         resources: role -> local path of what the patch requires.
         overwrite: replace an edited folder that is at ``out``.
@@ -164,16 +63,25 @@ def apply_to_folder(
         RequirementError: something it needs is missing or is another one.
         KeditError: not enough room.
     """
-    _weights_only(patch)
-    check_requirements(patch.requires, resources or {})
-    base = FolderBase.open(base_folder, None if force else patch.base.architecture)
+    patches = (patch,) if isinstance(patch, EditPatch) else tuple(patch)
+    if not patches:
+        raise InputError("no patch was given to put on the folder; give at least one")
+    for each in patches:
+        weights_only(each)
+        check_requirements(each.requires, resources or {})
+    base = FolderBase.open(base_folder, None if force else patches[0].base.architecture)
     target = _target(base.checkpoint, base.history, Path(out), overwrite)
-    check_order(patch, [each.id for each in base.patches])
-    stack = [*_stack(base.history), (patch, force)]
+    on = [each.id for each in base.patches]
+    for each in patches:
+        check_order(each, on)
+        on.append(each.id)
+    stack = [*_stack(base.history), *((each, force) for each in patches)]
     rewrite = Rewrite(base.checkpoint, base.history, stack, _places(base, stack))
     if not force:
-        _check_base(patch, base)
-    return evolve(rewrite.write(target, progress), rounded_to=_narrower(base, patch.places))
+        for each in patches:
+            _check_base(each, base)
+    places = [place for each in patches for place in each.places]
+    return evolve(rewrite.write(target, progress), rounded_to=_narrower(base, places))
 
 
 def revert_folder(
@@ -254,7 +162,8 @@ def _mismatch(place: str, base: FolderBase, problem: str, otherwise: str = "") -
     )
 
 
-def _weights_only(patch: EditPatch) -> None:
+def weights_only(patch: EditPatch) -> None:
+    """InputError for a patch that changes more than weights."""
     others = [operation for operation in patch.operations if isinstance(operation, ModuleOperation | RouterOperation)]
     if others:
         named = ", ".join(dict.fromkeys(f"{operation.type} {operation.kind}" for operation in others))

@@ -207,8 +207,8 @@ def _attach(operation: WeightOperation, place: Place) -> Attached:
 
 
 def _branch(delta: LowRankDelta, place: Place) -> Branch:
-    with exact_maths(place.parameter.device):
-        return Branch.of(delta, place.parameter.device, place.parameter.dtype)
+    with exact_maths(place.device):
+        return Branch.of(delta, place.device, place.dtype)
 
 
 def _make_kind(operation: Any, find_kind: FindKind, base: type[Any], live: LiveContext) -> Any:

@@ -17,7 +17,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from kedit_core.errors import InputError, KeditError, PatchFormatError
-from kedit_core.files import replacing
+from kedit_core.files import open_regular, replacing
 from kedit_core.patches import canonical, container
 from kedit_core.patches.digests import dtype_name
 from kedit_core.patches.manifest import (
@@ -43,6 +43,7 @@ from kedit_core.patches.operations import (
     own,
 )
 from kedit_core.patches.reading import check_version, read_manifest, write_manifest
+from kedit_core.patches.trust import Trust, check_unchanged, read_signature, vouched
 
 __all__ = [
     "FORMAT",
@@ -97,7 +98,7 @@ class EditPatch:
         if len({need.role for need in self.requires}) != len(self.requires):
             raise PatchFormatError("a role is required twice; give each requirement its own role")
         if self.seed is not None and (type(self.seed) is not int or self.seed < 0):
-            raise PatchFormatError(f"the seed is {self.seed!r}; it is a whole number from 0, or null")
+            raise PatchFormatError(f"the seed is {canonical.shown(self.seed)}; it is a whole number from 0, or null")
         for i, operation in enumerate(self.operations):
             if isinstance(operation, WEIGHT_OPERATIONS):
                 known = self.base.tensors.get(operation.place)
@@ -198,22 +199,39 @@ class EditPatch:
     # ------------------------------------------------------------------ reading
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> EditPatch:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        trust: Trust | None = None,
+        signature: str | os.PathLike[str] | None = None,
+    ) -> EditPatch:
         """Read and check a patch file.
 
-        Raises InputError when there is no such file, PatchFormatError when it is not a whole, canonical patch file.
-        Memory: the size of the file, once the header has been checked against it.
+        Args:
+            trust: whose signature it must have, which is checked before anything in the file is looked at; by default
+                what ``KEDIT_TRUSTED_KEYS`` asks for (see :mod:`kedit_core.patches.trust`).
+            signature: the signature's file; by default ``path`` with ``.sig`` added.
+
+        Raises InputError when there is no such file, UntrustedPatchError when the signature asked for is missing or
+        does not fit, PatchFormatError when it is not a whole, canonical patch file.
+        Memory: the size of the file, once the header has been checked against it. Time: linear in that size.
         """
-        with _opened(Path(path)) as (stream, size):
-            return cls._read(stream, size, Path(path).name)
+        source = Path(path)
+        with _opened(source) as (stream, size):
+            signed = vouched(trust, stream, source.name, lambda: read_signature(source, signature))
+            return cls._read(stream, size, source.name, signed)
 
     @classmethod
-    def from_bytes(cls, data: bytes, source: str = "patch") -> EditPatch:
-        """As :meth:`load`, from a file's bytes."""
-        return cls._read(io.BytesIO(data), len(data), source)
+    def from_bytes(
+        cls, data: bytes, source: str = "patch", *, trust: Trust | None = None, signature: bytes | None = None
+    ) -> EditPatch:
+        """As :meth:`load`, from a file's bytes and those of its signature."""
+        stream = io.BytesIO(data)
+        return cls._read(stream, len(data), source, vouched(trust, stream, source, lambda: signature))
 
     @classmethod
-    def _read(cls, stream: BinaryIO, size: int, source: str) -> EditPatch:
+    def _read(cls, stream: BinaryIO, size: int, source: str, signed: str | None) -> EditPatch:
         try:
             header = container.read_header(stream, size)
             check_version(header.manifest)
@@ -221,6 +239,9 @@ class EditPatch:
             patch = cls(**read_manifest(header.manifest, container.read_tensors(stream, header, hasher)))
         except PatchFormatError as error:
             raise PatchFormatError(f"{source} is not a kedit patch of format {FORMAT}: {error}") from error
+        except MemoryError as error:
+            raise PatchFormatError(f"{source} needs more memory than there is; use a larger machine") from error
+        check_unchanged(hasher.hexdigest(), signed, source)
         patch._id.append(hasher.hexdigest())
         return patch
 
@@ -266,12 +287,13 @@ class _Nowhere:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    if not path.exists():
-        raise InputError(f"there is no file {path}; check the path")
-    if not path.is_file():
-        raise PatchFormatError(f"{path} is not a file; give the path of a patch file")
+    """An ordinary file and its size. A pipe or a device, which could block or never end, is not read from."""
     try:
-        with path.open("rb") as stream:
+        if not path.exists():
+            raise InputError(f"there is no file {path}; check the path")
+        if not path.is_file():
+            raise PatchFormatError(f"{path} is not a file; give the path of a patch file")
+        with open_regular(path) as stream:
             yield stream, os.fstat(stream.fileno()).st_size
     except OSError as error:
         raise PatchFormatError(f"{path} could not be read: {error.strerror or error}") from error
@@ -294,13 +316,14 @@ class Inspection:
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
 
 
-def inspect(path: str | os.PathLike[str]) -> Inspection:
+def inspect(path: str | os.PathLike[str], *, trust: Trust | None = None) -> Inspection:
     """Look at a patch file: header and JSON are checked, tensors are only hashed; see :meth:`EditPatch.load` for all.
 
     Raises as :meth:`EditPatch.load`. Memory: the header.
     """
     source = Path(path)
     with _opened(source) as (stream, size):
+        signed = vouched(trust, stream, source.name, lambda: read_signature(source, None))
         try:
             header = container.read_header(stream, size)
             check_version(header.manifest)
@@ -309,6 +332,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         hasher = hashlib.sha256(header.raw)
         while block := stream.read(1 << 20):
             hasher.update(block)
+    check_unchanged(hasher.hexdigest(), signed, source.name)
     return Inspection(
         id=hasher.hexdigest(),
         size=size,

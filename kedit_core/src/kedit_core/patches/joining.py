@@ -102,14 +102,10 @@ def split_state(patch: EditPatch) -> tuple[State, ...]:
     configs = patch.state.config.get(JOINED)
     if set(patch.state.config) != {JOINED} or not isinstance(configs, list):
         return (patch.state,)
-    return tuple(
-        State(
-            config,
-            {
-                name.partition(".")[2]: tensor
-                for name, tensor in patch.state.tensors.items()
-                if name.partition(".")[0] == str(i)
-            },
-        )
-        for i, config in enumerate(configs)
-    )
+    tensors: list[dict[str, Tensor]] = [{} for _ in configs]
+    numbers = {str(i): i for i in range(len(configs))}
+    for name, tensor in patch.state.tensors.items():
+        number, _, key = name.partition(".")
+        if number in numbers:
+            tensors[numbers[number]][key] = tensor
+    return tuple(State(config, held) for config, held in zip(configs, tensors, strict=True))

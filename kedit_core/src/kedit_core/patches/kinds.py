@@ -13,10 +13,12 @@ from attrs import field, frozen
 from torch import Tensor, nn
 
 from kedit_core.errors import KeditError, PluginError
+from kedit_core.models.storage import device_of
 from kedit_core.patches.operations import ModuleOperation, RouterOperation
 
 if TYPE_CHECKING:
     from kedit_core.forward.scope import PromptScope
+    from kedit_core.plugins import Catalogue
 
 
 @frozen(eq=False, kw_only=True)
@@ -36,9 +38,10 @@ class LiveContext:
     resources: Mapping[str, Path] = field(factory=dict)
 
     def device(self, place: str | None = None) -> torch.device:
-        """The device of a place (of the model when there is none): that of its first parameter."""
-        module = self.model if place is None else self.modules[place]
-        return next((p.device for p in module.parameters()), torch.device("cpu"))
+        """The device of a place (of the model when there is none): where its first parameter computes."""
+        module, prefix = (self.model, "") if place is None else (self.modules[place], f"{place}.")
+        first = next(iter(module.named_parameters()), None)
+        return torch.device("cpu") if first is None else device_of(self.model, prefix + first[0], first[1])
 
 
 class ModuleKind(ABC):  # noqa: B024 - both hooks are optional
@@ -130,3 +133,33 @@ def blamed(kind: str, cls: Any, what: str) -> Iterator[None]:
 def to_all(tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     """An operation's tensors on a device; for kinds that keep them where the model is."""
     return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+class Kinds:
+    """The classes of module and router operations: those given, then those that are installed.
+
+    Args:
+        catalogue: what is installed; looked up when first needed if it is not given.
+        kinds: name -> class.
+    """
+
+    def __init__(self, catalogue: Catalogue | None = None, kinds: Mapping[str, type[Any]] | None = None) -> None:
+        self._catalogue, self._given = catalogue, dict(kinds or {})
+
+    def add(self, catalogue: Catalogue | None, kinds: Mapping[str, type[Any]] | None) -> None:
+        """Use these from now on, in the place of those of equal names."""
+        self._catalogue = catalogue or self._catalogue
+        self._given |= kinds or {}
+
+    def find(self, kind: str, provider: str | None) -> type[Any]:
+        """The class of a kind; ``provider`` is the distribution to name when it is not installed.
+
+        Raises UnknownNameError, PluginError.
+        """
+        if kind in self._given:
+            return self._given[kind]
+        if self._catalogue is None:
+            from kedit_core.plugins import Catalogue
+
+            self._catalogue = Catalogue.installed()
+        return self._catalogue.operation_kind(kind, provider)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kedit_core.errors import PatchFormatError
 from kedit_core.models.adapter import Layout
 from kedit_core.patches import canonical
+from kedit_core.patches.container import MAX_ELEMENTS, MAX_RANK, valid_shape
 from kedit_core.patches.operations import LAYOUTS, as_tuple, check_place, own_all
 
 FORMAT = 1
@@ -21,7 +22,7 @@ REQUEST_FIELDS = ("prompt", "subject", "subject_span", "target_new", "ground_tru
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]*([/:][A-Za-z0-9][\w.-]*)?", re.ASCII)
-_WORD = re.compile(r"[A-Za-z0-9][\w.+/:-]*", re.ASCII)
+_WORD = re.compile(r"(?!.*/\.\.(/|$))[A-Za-z0-9][\w.+/:-]*", re.ASCII)  # no part of it is ".."
 
 
 def as_dict(items: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def check_sha256(value: object, what: str) -> None:
 
 def _check_text(value: object, what: str, pattern: re.Pattern[str], example: str) -> None:
     if not isinstance(value, str) or len(value) > 256 or not pattern.fullmatch(value):
-        raise PatchFormatError(f"{what} is {value!r}; it must look like {example} (never a path)")
+        raise PatchFormatError(f"{what} is {canonical.shown(value)}; it must look like {example} (never a path)")
 
 
 @frozen(kw_only=True)
@@ -71,17 +72,22 @@ class BaseTensor:
     sha256: Mapping[str, str] = field(factory=dict, converter=as_dict)
 
     def __attrs_post_init__(self) -> None:
-        if not all(type(n) is int and n >= 0 for n in self.shape) or len(self.shape) > 8:
-            raise PatchFormatError(f"a base tensor's shape is {self.shape!r}; it is a list of sizes")
-        if self.layout not in LAYOUTS:
-            raise PatchFormatError(f"layout is {self.layout!r}; it is one of {', '.join(LAYOUTS)}")
+        if not valid_shape(self.shape):
+            raise PatchFormatError(
+                f"a base tensor's shape is {canonical.shown(self.shape)}; it is a list of at most {MAX_RANK} sizes, "
+                f"for {MAX_ELEMENTS} elements at most"
+            )
+        if not isinstance(self.layout, str) or self.layout not in LAYOUTS:
+            raise PatchFormatError(f"layout is {canonical.shown(self.layout)}; it is one of {', '.join(LAYOUTS)}")
         if self.layout == "in_out" and len(self.shape) != 2:
             raise PatchFormatError(f"layout in_out needs two dimensions; the shape is {list(self.shape)}")
         for alias in self.aliases:
             check_place(alias, "aliases")
         for dtype, digest in self.sha256.items():
             if dtype not in DIGEST_DTYPES:
-                raise PatchFormatError(f"sha256 has a dtype {dtype!r}; known are {', '.join(DIGEST_DTYPES)}")
+                raise PatchFormatError(
+                    f"sha256 has a dtype {canonical.shown(dtype)}; known are {', '.join(DIGEST_DTYPES)}"
+                )
             check_sha256(digest, f"sha256.{dtype}")
 
 
@@ -136,7 +142,7 @@ class PrivateRequests:
     def __attrs_post_init__(self) -> None:
         check_sha256(self.sha256, "requests.sha256")
         if type(self.count) is not int or self.count < 0:
-            raise PatchFormatError(f"requests.count is {self.count!r}; it is a number of requests")
+            raise PatchFormatError(f"requests.count is {canonical.shown(self.count)}; it is a number of requests")
 
     @classmethod
     def of(cls, facts: Sequence[Mapping[str, Any]]) -> PrivateRequests:
@@ -180,7 +186,9 @@ def check_fact(fact: Any, what: str) -> dict[str, Any]:
         raise PatchFormatError(f"{what} is a {type(fact).__name__}; give EditRequest.fact")
     copied: dict[str, Any] = canonical.plain(fact, what)
     if unknown := sorted(set(copied) - set(REQUEST_FIELDS)):
-        raise PatchFormatError(f"{what} has unknown fields {unknown}; known are {', '.join(REQUEST_FIELDS)}")
+        raise PatchFormatError(
+            f"{what} has unknown fields {canonical.shown(unknown)}; known are {', '.join(REQUEST_FIELDS)}"
+        )
     for key in ("prompt", "target_new"):
         if not isinstance(copied.get(key), str):
             raise PatchFormatError(f"{what}.{key} must be text")

@@ -79,14 +79,14 @@ def _floats(what: str, *tensors: Tensor) -> None:
 def check_place(place: object, what: str) -> None:
     """PatchFormatError unless ``place`` is a dotted name."""
     if not isinstance(place, str):
-        raise PatchFormatError(f"{what} has a place that is not a name: {place!r}")
+        raise PatchFormatError(f"{what} has a place that is not a name: {canonical.shown(place)}")
     check_name(place)
 
 
 def as_tuple(items: Iterable[Any]) -> tuple[Any, ...]:
     """A tuple of the items; a string, which is never meant as a sequence of names, is refused."""
     if isinstance(items, str):
-        raise PatchFormatError(f"a sequence is needed where {items!r} was given; put it in a tuple")
+        raise PatchFormatError(f"a sequence is needed where {canonical.shown(items)} was given; put it in a tuple")
     return tuple(items)
 
 
@@ -109,8 +109,8 @@ class LowRankDelta:
     right: Tensor = field(converter=own, repr=shown)
 
     def __attrs_post_init__(self) -> None:
-        what = f"low_rank_delta at {self.place!r}"
-        check_place(self.place, what)
+        check_place(self.place, self.type)
+        what = f"{self.type} at {self.place!r}"
         _floats(what, self.left, self.right)
         if self.left.dim() != 2 or self.right.dim() != 2 or self.left.shape[1] != self.right.shape[0]:
             raise PatchFormatError(
@@ -190,11 +190,11 @@ class SparseDelta:
     values: Tensor = field(converter=own, repr=shown)
 
     def __attrs_post_init__(self) -> None:
-        what = f"sparse_delta at {self.place!r}"
-        check_place(self.place, what)
+        check_place(self.place, self.type)
+        what = f"{self.type} at {self.place!r}"
         _floats(what, self.values)
-        if self.axis not in AXES:
-            raise PatchFormatError(f"{what} has axis {self.axis!r}; it is one of {', '.join(AXES)}")
+        if not isinstance(self.axis, str) or self.axis not in AXES:
+            raise PatchFormatError(f"{what} has axis {canonical.shown(self.axis)}; it is one of {', '.join(AXES)}")
         if self.indices.dtype != torch.int64 or self.indices.dim() != 1:
             raise PatchFormatError(f"{what} needs indices int64 [n]")
         if self.indices.numel() and (self.indices[0] < 0 or not (self.indices[1:] > self.indices[:-1]).all()):
@@ -239,10 +239,14 @@ class Replace(_Whole):
 
 
 def _check_kind(kind: object, kind_version: object) -> None:
-    if not isinstance(kind, str) or not _KIND.fullmatch(kind) or len(kind) > 128:
-        raise PatchFormatError(f"{kind!r} is not a kind's name; use lower-case words joined by dots: 'grace.codebook'")
+    if not isinstance(kind, str) or len(kind) > 128 or not _KIND.fullmatch(kind):
+        raise PatchFormatError(
+            f"{canonical.shown(kind)} is not a kind's name; use lower-case words joined by dots: 'grace.codebook'"
+        )
     if type(kind_version) is not int or kind_version < 1:
-        raise PatchFormatError(f"kind {kind!r} has version {kind_version!r}; versions are whole numbers from 1")
+        raise PatchFormatError(
+            f"kind {kind!r} has version {canonical.shown(kind_version)}; versions are whole numbers from 1"
+        )
 
 
 @frozen(eq=False)

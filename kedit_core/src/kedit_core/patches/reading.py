@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 FIELDS = ("format", "method", "hparams", "seed", "parents", "requires", "base", "operations", "state", "requests")
 MAX_FAULTS = 20
+MAX_FAULT = 500  # characters of one fault, and of its path
 
 _PARAMETER_OPERATIONS: dict[str, type[LowRankDelta | DenseDelta | SparseDelta | Replace]] = {
     cls.type: cls for cls in (LowRankDelta, DenseDelta, SparseDelta, Replace)
@@ -63,18 +64,21 @@ def read_manifest(manifest: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any
 class _Reader:
     tensors: Mapping[str, Tensor]
     faults: list[str] = field(factory=list)
+    count: int = 0
     used: set[str] = field(factory=set)
 
     def fault(self, path: str, what: str) -> None:
-        self.faults.append(f"{what} @ {path}")
+        """Note a fault; of very many only the first are kept."""
+        self.count += 1
+        if self.count <= MAX_FAULTS:
+            self.faults.append(f"{what[:MAX_FAULT]} @ {path[:MAX_FAULT]}")
 
     def finish(self) -> None:
         for name in sorted(set(self.tensors) - self.used):
             self.fault(name, "tensor that nothing in the manifest uses")
         if self.faults:
-            shown = "; ".join(self.faults[:MAX_FAULTS])
-            more = f"; and {len(self.faults) - MAX_FAULTS} more" if len(self.faults) > MAX_FAULTS else ""
-            raise PatchFormatError(shown + more)
+            more = f"; and {self.count - MAX_FAULTS} more" if self.count > MAX_FAULTS else ""
+            raise PatchFormatError("; ".join(self.faults) + more)
 
     def build(self, path: str, make: Callable[[], T]) -> T | None:
         """What ``make`` gives, or None with its refusal noted."""
@@ -205,7 +209,7 @@ class _Reader:
         found = {}
         for role, name in self.mapping(value, path).items():
             if name != prefix + role:
-                self.fault(f"{path}.{role[:80]}", f"tensor name that is not {(prefix + role)[:120]!r}")
+                self.fault(f"{path}.{role[:80]}", f"tensor name that is not {(prefix + role[:120])!r}")
             elif name not in self.tensors:
                 self.fault(f"{path}.{role[:80]}", "tensor that the file does not hold")
             else:

@@ -114,7 +114,7 @@ def _collected(
         place = find_place(model, name, names)
         rank = max(sum(delta.rank for delta in each) for each in of_patch)
         out, wide = place.shape[::-1] if place.layout == "in_out" else place.shape
-        device, dtype = place.parameter.device, place.parameter.dtype
+        device, dtype = place.device, place.dtype
         exact = exact_dtype(dtype) if dtype.is_floating_point else torch.float32
         left = torch.zeros(len(patches), out, rank, dtype=exact, device=device)
         right = torch.zeros(len(patches), rank, wide, dtype=exact, device=device)

@@ -9,11 +9,12 @@ from attrs import define
 from torch import Tensor, nn
 
 from kedit_core.errors import InputError, StackDisturbedError
+from kedit_core.models.storage import Held, Sharded, repacked
 from kedit_core.patches.baseline import BaseDigests
 from kedit_core.patches.digests import dtype_name, tensor_digest
 from kedit_core.patches.operations import Replace, WeightOperation
 from kedit_core.patches.places import Fingerprint, Place, find_place, names_by_parameter, sharing_memory
-from kedit_core.patches.weights import form_weight
+from kedit_core.patches.weights import Cut, form_weight
 
 
 @define(eq=False)
@@ -22,7 +23,7 @@ class Slot:
 
     Attributes:
         place: which.
-        base: what was in it, the very storage.
+        base: what was in it, the very storage (of a weight spread over processes, a copy of this one's part).
         base_mark: the parameter's fingerprint when the base was in it.
         operations: the merged operations on it, in stack order; none when it is only watched (attached branches).
         weight: what is in it instead of the base, if anything.
@@ -32,7 +33,7 @@ class Slot:
     """
 
     place: Place
-    base: Tensor
+    base: Held
     base_mark: Fingerprint
     operations: tuple[WeightOperation, ...]
     weight: Tensor | None
@@ -40,10 +41,9 @@ class Slot:
     before: Slot | None
     mark: Fingerprint
 
-    @property
     def live(self) -> Tensor:
-        """What belongs in the parameter."""
-        return self.base if self.weight is None else self.weight
+        """What belongs in the parameter (this process's part of it); of an offloaded base, read if it must be."""
+        return self.place.storage.read(self.base) if self.weight is None else self.weight
 
     @property
     def deltas(self) -> int:
@@ -94,8 +94,8 @@ class Slots:
         }
 
     def _empty(self, place: Place) -> Slot:
-        mark = Fingerprint.of(place.parameter)
-        return Slot(place, place.parameter.data, mark, (), None, None, None, mark)
+        mark = place.storage.mark()
+        return Slot(place, place.storage.hold(), mark, (), None, None, None, mark)
 
     def _with(self, slot: Slot, operations: tuple[WeightOperation, ...], provisional: bool) -> Slot:
         if operations == slot.operations:
@@ -107,11 +107,10 @@ class Slots:
             earlier = earlier.before
         if not operations:
             return _renewed(slot, (), None, None, None)
-        if slot.place.packed:
-            raise InputError(f"{slot.place.name!r} is quantised, so a delta cannot be merged into it; attach it")
+        if (fault := slot.place.storage.delta_fault) is not None:
+            raise InputError(f"{slot.place.name!r} {fault}")
         appended = slot.operations and operations[: len(slot.operations)] == slot.operations
-        total = slot.total if appended else None
-        weight, total = form_weight(slot.base, slot.place.layout, operations, total, slot.deltas)
+        weight, total = _formed(slot, operations, slot.total if appended else None, slot.deltas)
         return _renewed(slot, operations, weight, total, slot if provisional else None)
 
     def install(self, table: dict[str, Slot]) -> None:
@@ -127,10 +126,10 @@ class Slots:
     def _write(self, table: dict[str, Slot]) -> None:
         for name, slot in self._slots.items():
             if name not in table:
-                _put(slot, slot.base)
+                _show_base(slot)
                 self._digests.renew(name, slot.base_mark, slot.mark)
         for slot in table.values():
-            _put(slot, slot.live)
+            _show(slot)
         self._slots = table
 
     # ------------------------------------------------------------------ base and back
@@ -139,7 +138,7 @@ class Slots:
         """Bases back into their parameters, by reference; :meth:`show_edited` undoes it."""
         try:
             for slot in self._slots.values():
-                _put(slot, slot.base)
+                _show_base(slot)
         except BaseException:
             self.show_edited()
             raise
@@ -147,7 +146,7 @@ class Slots:
     def show_edited(self) -> None:
         """What the stack made back into the parameters, by reference."""
         for slot in self._slots.values():
-            _put(slot, slot.live)
+            _show(slot)
 
     # ------------------------------------------------------------------ watching
 
@@ -163,33 +162,44 @@ class Slots:
 
     def _fault(self, slot: Slot, base_shown: bool) -> str | None:
         place = slot.place
-        leaf = place.name.rpartition(".")[2]
         try:
             owner = self._model.get_submodule(place.module)
         except AttributeError:
             return "was removed"
-        if owner._parameters.get(leaf) is not place.parameter:
+        if owner is not place.owner or not place.storage.there:
             return "was exchanged"
-        now = Fingerprint.of(place.parameter)
+        now = place.storage.mark()
         if now == slot.mark:
             return None
         if now.dtype != slot.mark.dtype or now.device != slot.mark.device:
             return "was moved or cast"
         if not now.same_storage(slot.mark):
-            return "was given other storage"
+            if not repacked(place.parameter, slot.mark, now):
+                return "was given other storage"
         # only the version moved: somebody swapped storage and put it back, or really wrote
-        if not self._holds_what_it_should(slot, base_shown):
+        elif not self._holds_what_it_should(slot, base_shown):
             return "was written to"
         slot.mark = now
         return None
 
     def _holds_what_it_should(self, slot: Slot, base_shown: bool) -> bool:
+        storage, shows_base = slot.place.storage, slot.weight is None or base_shown
+        if isinstance(storage, Sharded):
+            return _same_bits(storage.local, storage.read(slot.base) if shows_base else slot.live())
         if slot.weight is None or base_shown:
-            dtype = slot.base.dtype
-            known = self._digests.known(slot.place.name, slot.base_mark).get(dtype_name(dtype))
-            return known is not None and tensor_digest(slot.base) == known
-        expected, _ = form_weight(slot.base, slot.place.layout, slot.operations)
+            known = self._digests.known(slot.place.name, slot.base_mark).get(dtype_name(storage.dtype))
+            return known is not None and tensor_digest(storage.read(slot.base)) == known
+        expected, _ = _formed(slot, slot.operations, None, 0)
         return _same_bits(expected, slot.weight)
+
+
+def _formed(
+    slot: Slot, operations: tuple[WeightOperation, ...], total: Tensor | None, summed: int
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`form_weight` for a slot: of a weight spread over processes, this one's part."""
+    place = slot.place
+    cut = Cut(place.shape, place.storage.cut) if isinstance(place.storage, Sharded) else None
+    return form_weight(place.storage.read(slot.base), place.layout, operations, total, summed, cut)
 
 
 def _renewed(
@@ -202,12 +212,19 @@ def _renewed(
     return Slot(slot.place, slot.base, slot.base_mark, operations, weight, total, before, slot.mark)
 
 
-def _put(slot: Slot, tensor: Tensor) -> None:
-    """Give the parameter this storage; the parameter itself, its names, flags and gradient stay."""
-    parameter = slot.place.parameter
-    if not slot.place.packed and parameter.data_ptr() != tensor.data_ptr():
-        parameter.data = tensor
-    slot.mark = Fingerprint.of(parameter)
+def _show(slot: Slot) -> None:
+    """What belongs in the parameter into it; the parameter itself, its names, flags and gradient stay."""
+    if slot.weight is None:
+        _show_base(slot)
+        return
+    slot.place.storage.put(slot.weight)
+    slot.mark = slot.place.storage.mark()
+
+
+def _show_base(slot: Slot) -> None:
+    """The base back into the parameter."""
+    slot.place.storage.restore(slot.base)
+    slot.mark = slot.place.storage.mark()
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

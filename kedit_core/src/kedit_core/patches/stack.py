@@ -9,26 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import torch
 from attrs import frozen
 from torch import Tensor, nn
 
 from kedit_core.contract import WAYS, Installed, Way
 from kedit_core.errors import InputError, StackDisturbedError, StackOrderError
 from kedit_core.forward.scope import PromptScope
+from kedit_core.models.storage import is_dispatched, meshes, reshard
 from kedit_core.patches import baseline
-from kedit_core.patches.digests import PathDigests, base_dtypes, config_digest, dtype_name, model_digest
+from kedit_core.patches.beneath import Beneath
+from kedit_core.patches.digests import PathDigests, model_digest
 from kedit_core.patches.entries import Entry, check_order, make_entry, modules_wanted, weights_wanted
+from kedit_core.patches.following import Following
 from kedit_core.patches.format import Base, EditPatch
 from kedit_core.patches.hooks import Sites
-from kedit_core.patches.kinds import Route
+from kedit_core.patches.kinds import Kinds, Route
 from kedit_core.patches.operations import Operation
-from kedit_core.patches.places import Fingerprint, Place, find_place, names_by_parameter, parameters_of
+from kedit_core.patches.places import Fingerprint, Place, find_place, names_by_parameter
 from kedit_core.patches.provisional import ProvisionalWriter
+from kedit_core.patches.ranks import Ranks
 from kedit_core.patches.routing import route_prompts
 from kedit_core.patches.slots import Slots
 
@@ -74,11 +78,13 @@ class PatchStack:
         self.model = model
         self.scope = PromptScope()
         self.timings = Timings()
-        self._catalogue, self._kinds, self._view = catalogue, dict(kinds or {}), view
+        self._kinds = Kinds(catalogue, kinds)
+        self._following = Following(model, self.scope, view)
         self._entries: tuple[Entry, ...] = ()
         self._digests = baseline.BaseDigests()
         self._files = PathDigests()
         self._slots = Slots(model, self._digests)
+        self._beneath = Beneath(model, self._slots, self._digests)
         self._sites = Sites(model, self._acts)
         self._suspended = 0
 
@@ -103,9 +109,8 @@ class PatchStack:
         if not isinstance(stack, cls) or stack.model is not model:
             stack = cls(model)
             model.__dict__[ATTRIBUTE] = stack
-        stack._catalogue = catalogue or stack._catalogue
-        stack._kinds |= kinds or {}
-        stack._view = view or stack._view
+        stack._kinds.add(catalogue, kinds)
+        stack._following.view = view or stack._following.view
         return stack
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,27 +131,37 @@ class PatchStack:
         """Whether the base is shown."""
         return self._suspended > 0
 
-    def base(self, name: str) -> Tensor:
-        """The untouched base of a parameter, as stored; an alias of the kept storage, so never write to it."""
-        return self._base_and_mark(find_place(self.model, name))[0].detach()
+    def place(self, name: str) -> Place:
+        """Where a parameter is and how it is stored: its dtype, its device, whether it is packed. Reads no weight."""
+        reshard(self.model)
+        return find_place(self.model, name)
 
-    def _base_and_mark(self, place: Place) -> tuple[Tensor, Fingerprint]:
-        if (slot := self._slots.get(place.name)) is not None:
-            return slot.base, slot.base_mark
-        return place.parameter.data, Fingerprint.of(place.parameter)
+    def base(self, name: str) -> Tensor:
+        """The untouched base of a parameter, as stored; mostly an alias of the kept storage, so never write to it.
+
+        Of an offloaded one it is on the CPU (read from its file where that is); of a packed one it is the packed
+        tensor; one that is spread over processes is gathered, and all of them have to ask.
+        """
+        return self._beneath.tensor(self.place(name))
+
+    def base_digest(self, name: str) -> str:
+        """SHA-256 of a parameter's base as float32 (of a packed one, of what it is made of); each computed once."""
+        return self._beneath.sha256(self.place(name), self._ranks())
 
     def base_mark(self) -> tuple[Fingerprint, ...]:
         """Something that compares equal as long as nobody writes to the base, moves it or swaps it; reads no weight.
 
         Putting patches on and taking them off does not change it. A write through ``.data`` does not show.
         """
-        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
-        slots = [(self._slots.get(name), tensor) for name, tensor in tensors]
-        return tuple(Fingerprint.of(tensor) if slot is None else slot.base_mark for slot, tensor in slots)
+        return self._beneath.marks()
 
     def check(self) -> None:
         """Raise StackDisturbedError when something else changed what the stack put on the model."""
-        self._slots.check(base_shown=self._suspended > 0)
+        with self._ranks().agree("check the stack"):
+            self._check(base_shown=self._suspended > 0)
+
+    def _check(self, base_shown: bool) -> None:
+        self._slots.check(base_shown)
         self._sites.check()
         if self._to_follow() and not self.scope.watching:
             raise StackDisturbedError(
@@ -168,20 +183,7 @@ class PatchStack:
         registered name. Raises InputError for places the model does not have, StackDisturbedError.
         """
         self.check()
-        tensors, names = {}, names_by_parameter(self.model)
-        for parameter in parameters_of(self.model, places):
-            place = find_place(self.model, parameter, names)
-            base, mark = self._base_and_mark(place)
-            digests = {} if place.packed else self._digests.of(parameter, base, mark, base_dtypes(base))
-            tensors[parameter] = baseline.describe_tensor(place, digests)
-        config = getattr(self.model, "config", None)
-        return Base(
-            name=name,
-            revision=revision,
-            architecture=baseline.architecture_of(self.model),
-            config_sha256=None if config is None else config_digest(config),
-            tensors=tensors,
-        )
+        return self._beneath.described(places, name, revision, self._ranks())
 
     # ------------------------------------------------------------------ changing
 
@@ -211,14 +213,19 @@ class PatchStack:
         """
         if way is not None and way not in WAYS:
             raise InputError(f"there is no way {way!r}; it is {' or '.join(WAYS)}")
-        self._ready()
-        check_order(patch, [entry.patch.id for entry in self.patches])
-        started = perf_counter()
-        names = names_by_parameter(self.model)
-        unverified = baseline.verify(self.model, patch, self._digest, force, allow_unverified, name, names)
+        ranks = self._ranks()
+        with ranks.agree(f"apply {patch.id[:12]}"):
+            self._ready_here()
+            check_order(patch, [entry.patch.id for entry in self.patches])
+            started = perf_counter()
+            names = names_by_parameter(self.model)
+            places = baseline.check_places(self.model, patch.base, force, names)
+        digest = partial(self._beneath.digest, ranks=ranks)
+        unverified = baseline.verify(self.model, patch, places, digest, force, allow_unverified, name)
         verified = perf_counter()
-        found = baseline.check_requirements(patch.requires, resources or {}, self._files.of)
-        entry = self._entry(patch, patch.operations, way, found, unverified, names)
+        with ranks.agree(f"prepare {patch.id[:12]}"):
+            found = baseline.check_requirements(patch.requires, resources or {}, self._files.of)
+            entry = self._entry(patch, patch.operations, way, found, unverified, names)
         self._change((*self._entries, entry), names=names)
         self.timings = Timings(verify=verified - started, install=perf_counter() - verified)
         return Installed(patch_id=patch.id, way=entry.way, places=patch.places, unverified=unverified)
@@ -289,7 +296,8 @@ class PatchStack:
                     raise
 
     def _resume(self) -> None:
-        self._slots.check(base_shown=True)
+        with self._ranks().agree("leave the suspended block"):
+            self._slots.check(base_shown=True)
         self._show()
 
     def _show(self) -> None:
@@ -304,8 +312,14 @@ class PatchStack:
         """``model.to(...)`` for a model with patches: moves the model and what the stack keeps, together.
 
         The patches are put on the moved base anew. Should that fail, the stack is empty, and the error says so.
+        Raises InputError for a model that is spread over devices, memory, disk or processes: nothing was moved.
         """
         self._ready()
+        if is_dispatched(self.model) or meshes(self.model):
+            raise InputError(
+                "this model is spread over devices, disk or processes, so it cannot be moved as one; load it again "
+                "where it shall be, and apply the patches there"
+            )
         entries = self._entries
         self._change(())
         try:
@@ -333,14 +347,18 @@ class PatchStack:
 
     # ------------------------------------------------------------------ inside
 
+    def _ranks(self) -> Ranks:
+        """The processes that hold this model together, ready for the next step."""
+        return Ranks.of(self.model)
+
     def _ready(self) -> None:
+        with self._ranks().agree("change the stack"):
+            self._ready_here()
+
+    def _ready_here(self) -> None:
         if self._suspended:
             raise StackOrderError("the stack is suspended; leave the suspended() block before changing it")
-        self.check()
-
-    def _digest(self, place: Place, dtype: torch.dtype) -> str:
-        base, mark = self._base_and_mark(place)
-        return self._digests.of(place.name, base, mark, (dtype,))[dtype_name(dtype)]
+        self._check(base_shown=False)
 
     def _entry(
         self,
@@ -358,20 +376,11 @@ class PatchStack:
             way,
             self.model,
             self.scope,
-            lambda kind: self._find_kind(kind, provider),
+            partial(self._kinds.find, provider=provider),
             resources,
             unverified,
             names,
         )
-
-    def _find_kind(self, kind: str, provider: str | None) -> type[Any]:
-        if kind in self._kinds:
-            return self._kinds[kind]
-        if self._catalogue is None:
-            from kedit_core.plugins import Catalogue
-
-            self._catalogue = Catalogue.installed()
-        return self._catalogue.operation_kind(kind, provider)
 
     def _change(
         self,
@@ -380,14 +389,18 @@ class PatchStack:
         names: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         """Have exactly these entries on the model; computed first, then put on, and undone when that fails."""
-        table = self._slots.plan(weights_wanted(entries), provisional, names)
-        hung = modules_wanted(entries)
+        ranks = self._ranks()
+        ids = ", ".join((entry.id or "provisional operations")[:12] for entry in entries)
+        with ranks.agree(f"have the patches {ids} on the model" if ids else "have no patch on the model"):
+            table = self._slots.plan(weights_wanted(entries), provisional, names)
+            hung = modules_wanted(entries)
         before, table_before = self._entries, self._slots.table
         try:
-            self._slots.install(table)
-            self._sites.install(hung)
-            self._entries = entries
-            self._follow_calls()
+            with ranks.agree("install patches"):
+                self._slots.install(table)
+                self._sites.install(hung)
+                self._entries = entries
+                self._follow_calls()
         except BaseException:
             self._entries = before
             self._slots.install(table_before)
@@ -400,16 +413,4 @@ class PatchStack:
 
     def _follow_calls(self) -> None:
         """Have the scope follow calls from outside exactly while a module operation acts that needs it."""
-        needed = self._to_follow()
-        if needed and not self.scope.watching:
-            self.scope.attach(self.model, self._bound_view())
-        elif not needed and self.scope.watching:
-            self.scope.detach()
-
-    def _bound_view(self) -> ModelView:
-        if self._view is None:
-            from kedit_core.models import AdapterRegistry
-            from kedit_core.models.builtin import plugin
-
-            self._view = AdapterRegistry(plugin.register_adapters()).for_model(self.model)
-        return self._view
+        self._following.set(self._to_follow())

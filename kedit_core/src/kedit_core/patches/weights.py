@@ -7,10 +7,11 @@ give the same bits (one torch build and kind of device).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
+from attrs import frozen
 from torch import Tensor
 
 from kedit_core.models.adapter import Layout
@@ -35,8 +36,26 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(torch.float32, dtype)
 
 
+@frozen
+class Cut:
+    """How one process's part is made of a whole value.
+
+    Attributes:
+        shape: of the whole weight, as stored.
+        part: a whole value -> the part.
+    """
+
+    shape: tuple[int, ...]
+    part: Callable[[Tensor], Tensor]
+
+
 def form_weight(
-    base: Tensor, layout: Layout, operations: Sequence[WeightOperation], total: Tensor | None = None, summed: int = 0
+    base: Tensor,
+    layout: Layout,
+    operations: Sequence[WeightOperation],
+    total: Tensor | None = None,
+    summed: int = 0,
+    cut: Cut | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """A new weight from its base and the operations on it, and the sum of their deltas.
 
@@ -46,48 +65,55 @@ def form_weight(
         operations: in stack order.
         total: the sum of the first ``summed`` deltas, as this function returned it.
         summed: how many deltas ``total`` holds.
+        cut: for a ``base`` that is a part of a weight: deltas are formed whole, so that their bits are the same
+            wherever they are formed, and cut.
 
     Returns:
         The weight, shape and dtype of ``base``; and the sum (None for fewer than two deltas, where nothing is saved by
-        keeping it). Memory: the weight, the sum, and one delta at a time.
+        keeping it). Memory: the weight, the sum, and one delta at a time (a whole one with ``cut``).
     """
     # a parameter made in inference mode computes with inference tensors only
     with exact_maths(base.device), torch.inference_mode(base.is_inference()), torch.no_grad():
         replaced = [op for op in operations if isinstance(op, Replace)]
         deltas = [op for op in operations if not isinstance(op, Replace)]
-        below = replaced[-1].values.to(base.device, base.dtype) if replaced else base
+        below = base
+        if replaced:
+            values = replaced[-1].values.to(base.device, base.dtype)
+            below = values if cut is None else cut.part(values)
         weight = torch.empty_like(base)
         if not deltas:
             weight.copy_(below)
             return weight, None
         if len(deltas) == 1:
-            _write_sum(weight, below, _Rows(deltas[0], weight, layout))
+            _write_sum(weight, below, _Rows(deltas[0], weight, layout, cut))
             return weight, None
         if total is None:
             summed = 0
         for delta in deltas[summed:]:
-            total = _added(total, _Rows(delta, weight, layout), weight)
+            total = _added(total, _Rows(delta, weight, layout, cut), weight)
         if total is not None:
             _write_sum(weight, below, total)
         return weight, total
 
 
 class _Rows:
-    """Rows of one delta as the weight stores them, formed when asked for."""
+    """Rows of one delta as the weight stores them, formed when asked for (when there is a part to be cut, at once)."""
 
-    def __init__(self, delta: Delta, weight: Tensor, layout: Layout) -> None:
+    def __init__(self, delta: Delta, weight: Tensor, layout: Layout, cut: Cut | None = None) -> None:
         dtype, device = exact_dtype(weight.dtype), weight.device
+        shape = tuple(weight.shape) if cut is None else cut.shape
         self.factors: tuple[Tensor, Tensor] | None = None
         self.whole: Tensor | None = None
         self.may_be_zero = True
-        if isinstance(delta, LowRankDelta) and delta.rank == 1:
+        if isinstance(delta, LowRankDelta) and delta.rank == 1 and cut is None:
             left, right = delta.left.to(device, dtype), delta.right.to(device, dtype)
             self.factors = (right.T, left.T) if layout == "in_out" else (left, right)
             # rounding is monotone, so no product is smaller than that of the smallest factors
             self.may_be_zero = not bool(left.abs().min() * right.abs().min() > 0) if weight.numel() else False
         else:
-            whole = delta.delta(out_in_shape(tuple(weight.shape), layout), dtype, device)
-            self.whole = whole.T if layout == "in_out" else whole
+            whole = delta.delta(out_in_shape(shape, layout), dtype, device)
+            whole = whole.T if layout == "in_out" else whole
+            self.whole = whole if cut is None else cut.part(whole.contiguous())
 
     def into(self, target: Tensor, start: int, end: int) -> None:
         """``0 + d`` for rows ``start:end``, written to ``target``."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from attrs import frozen
 
+from kedit_core import __version__
 from kedit_core.contract import API_VERSION, MethodInfo
-from kedit_core.errors import DuplicateNameError, KeditError, UnknownNameError
+from kedit_core.errors import DuplicateNameError, KeditError, PluginError, UnknownNameError
 from kedit_core.plugins._entries import (
     COMMANDS,
     CORE,
@@ -27,6 +28,7 @@ from kedit_core.plugins._entries import (
     read_entries,
     reason,
 )
+from kedit_core.plugins._fitting import sorted_out
 
 _WORDS = {METHODS: "method", OPERATIONS: "operation kind", PLUGINS: "plugin", COMMANDS: "command"}
 
@@ -36,7 +38,8 @@ class Problem:
     """Something that was left out, and why.
 
     Attributes:
-        found: the entry; for a name in KEDIT_PLUGINS that nothing installed bears, an entry of the group KEDIT_PLUGINS.
+        found: the entry; for a name in KEDIT_PLUGINS that nothing installed bears, an entry of the group KEDIT_PLUGINS;
+            for a distribution made for another kedit-core, its first entry.
         error: what would have been raised, its cause attached.
     """
 
@@ -53,14 +56,30 @@ class Catalogue:
     Attributes:
         problems: filled as things are loaded; never raised by a listing.
         left_out: entries that ``KEDIT_PLUGINS`` excludes.
+        unfit: entries of distributions that ask for another kedit-core than this one, each with the sentence about it;
+            a distribution is one problem.
     """
 
-    def __init__(self, entries: Iterable[Found] = (), left_out: Iterable[Found] = ()) -> None:
+    def __init__(
+        self, entries: Iterable[Found] = (), left_out: Iterable[Found] = (), *, core: str = __version__
+    ) -> None:
+        """Take the entries that fit; nothing is imported.
+
+        Args:
+            entries: what is there.
+            left_out: what was left out, for messages.
+            core: the version of kedit-core that plugins must go with.
+        """
         self.problems: list[Problem] = []
         self.left_out = tuple(left_out)
+        self._core = core
         self._by_name: dict[tuple[str, str], list[Found]] = {}
         self._loaded: dict[tuple[str, str], Any] = {}
-        for entry in entries:
+        fitting, self.unfit = sorted_out(entries, core)
+        for sentence in dict.fromkeys(self.unfit.values()):
+            first = next(found for found, theirs in self.unfit.items() if theirs == sentence)
+            self.report(first, _unfit(first, sentence))
+        for entry in fitting:
             self._by_name.setdefault((entry.group, entry.name), []).append(entry)
         for sharing in self._by_name.values():
             if len(sharing) > 1:
@@ -99,7 +118,7 @@ class Catalogue:
         """The same with methods that no distribution declares (yet): for trying one out, and for tests."""
         entries = [found for sharing in self._by_name.values() for found in sharing]
         local = [Found.of(METHODS, info.name, info) for info in methods]
-        return Catalogue([*entries, *local], self.left_out)
+        return Catalogue([*entries, *self.unfit, *local], self.left_out, core=self._core)
 
     def report(self, found: Found, error: KeditError) -> None:
         """Add to :attr:`problems`, once for every entry and message."""
@@ -116,10 +135,12 @@ class Catalogue:
 
         Raises:
             UnknownNameError: nobody provides it; the message has the nearest names and what to do.
+            PluginError: who provides it was made for another kedit-core.
             DuplicateNameError: two distributions provide it; the message names both.
         """
         sharing = self._by_name.get((group, name))
         if not sharing:
+            self._refuse_unfit(group, name)
             raise UnknownNameError(self._unknown(group, name))
         if len(sharing) > 1:
             raise _clash(sharing)
@@ -181,6 +202,7 @@ class Catalogue:
             UnknownNameError: no installed distribution has that kind.
             PluginError: its class cannot be loaded.
         """
+        self._refuse_unfit(OPERATIONS, kind)
         if (OPERATIONS, kind) not in self._by_name and provider and re.fullmatch(r"[A-Za-z0-9][\w.-]{0,80}", provider):
             hint = self._excluded(OPERATIONS, kind) or f"; the patch says that {provider} provides it"
             raise UnknownNameError(f"no installed distribution has the operation kind {kind!r}{hint}")
@@ -229,6 +251,12 @@ class Catalogue:
             raise found.error(f"describes a method called {info.name!r}; the two names must be the same")
         return info
 
+    def _refuse_unfit(self, group: str, name: str) -> None:
+        """Raise what there is to say when only distributions made for another kedit-core have this name."""
+        for found, sentence in self.unfit.items():
+            if (found.group, found.name) == (group, name) and (group, name) not in self._by_name:
+                raise _unfit(found, f"{_WORDS.get(group, group)} {name!r} cannot be used: {sentence}")
+
     def _excluded(self, group: str, name: str) -> str:
         providers = sorted({entry.provider for entry in self.left_out if (entry.group, entry.name) == (group, name)})
         return f"; {' and '.join(providers)} has it, but {NARROWING} leaves that out" if providers else ""
@@ -243,6 +271,10 @@ class Catalogue:
             f"no installed distribution has a {word} called {name!r}{hint}; pip install the distribution that has it "
             "('pip install kedit' brings all of kedit's own)"
         )
+
+
+def _unfit(found: Found, sentence: str) -> PluginError:
+    return PluginError(sentence, plugin=found.name, distribution=found.distribution, hook="load")
 
 
 def _clash(sharing: Sequence[Found]) -> DuplicateNameError:

@@ -23,6 +23,8 @@ CORE = "kedit-core"
 NARROWING = "KEDIT_PLUGINS"
 UNKNOWN_DISTRIBUTION = "(unknown distribution)"
 
+_ON_CORE = re.compile(r"kedit[-_.]+core(?![\w.-])", re.IGNORECASE)  # how a requirement on kedit-core begins
+
 # what an import or a call of foreign code may end with; KeyboardInterrupt and the like are never swallowed
 FOREIGN_FAILURES = (Exception, SystemExit)
 
@@ -71,6 +73,7 @@ class Found:
         value: ``"package.module:attribute"``.
         distribution: name of the distribution that declares it.
         version: that distribution's version, "" when it tells none.
+        needs: that distribution's requirements on kedit-core, as its metadata has them.
     """
 
     group: str
@@ -78,6 +81,7 @@ class Found:
     value: str
     distribution: str
     version: str = ""
+    needs: tuple[str, ...] = field(default=(), eq=False)
     _loader: Callable[[], Any] | None = field(default=None, eq=False, repr=False, alias="loader")
 
     @classmethod
@@ -120,24 +124,41 @@ def read_entries(entry_points: Iterable[Any] | None = None) -> list[Found]:
         entry_points: objects with ``group``, ``name``, ``value``, ``dist`` and ``load()``; None for what is installed.
     """
     if entry_points is None:
-        entry_points = [entry for group in GROUPS for entry in metadata.entry_points(group=group)]
+        every = metadata.entry_points()  # asked once: each call goes through all that is installed
+        entry_points = [entry for group in GROUPS for entry in every.select(group=group)]
+    providers: dict[int, tuple[str, str, tuple[str, ...]]] = {}
     seen: dict[tuple[str, str, str, str], Found] = {}
     for entry in entry_points:
         if entry.group in GROUPS:
-            found = _found(entry)
+            distribution = getattr(entry, "dist", None)
+            if id(distribution) not in providers:
+                providers[id(distribution)] = _described(distribution)
+            name, version, needs = providers[id(distribution)]
             # the same distribution may be seen twice, as when a source folder lies on the path beside its install
-            seen.setdefault((found.group, found.name, found.value, normalized(found.distribution)), found)
+            seen.setdefault(
+                (entry.group, entry.name, entry.value, normalized(name)),
+                Found(
+                    group=entry.group,
+                    name=entry.name,
+                    value=entry.value,
+                    distribution=name,
+                    version=version,
+                    needs=needs,
+                    loader=entry.load,
+                ),
+            )
     return sorted(seen.values(), key=lambda found: (GROUPS.index(found.group), found.name, found.distribution))
 
 
-def _found(entry: Any) -> Found:
-    distribution = getattr(entry, "dist", None)
-    return Found(
-        group=entry.group,
-        name=entry.name,
-        value=entry.value,
-        # broken metadata gives None for either
-        distribution=getattr(distribution, "name", None) or UNKNOWN_DISTRIBUTION,
-        version=getattr(distribution, "version", None) or "",
-        loader=entry.load,
-    )
+def _described(distribution: Any) -> tuple[str, str, tuple[str, ...]]:
+    """A distribution's name, version and requirements on kedit-core; broken metadata tells less, and is no error."""
+
+    def told(attribute: str) -> Any:
+        try:
+            return getattr(distribution, attribute, None)
+        except FOREIGN_FAILURES:  # files that are gone or no text, fields that are not there
+            return None
+
+    name, version, requires = told("name"), told("version"), told("requires")
+    needs = tuple(each for each in requires or () if _ON_CORE.match(each))
+    return name or UNKNOWN_DISTRIBUTION, version or "", needs

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from kedit_core.patches.digests import BASE_DTYPES, byte_view, config_digest, digests_in, dtype_name
+from kedit_core.models.storage import first_names, value_of
+from kedit_core.models.wrappers import architecture_of
+from kedit_core.patches.digests import BASE_DTYPES, config_digest, digests_in, dtype_name, tensor_digest
 
 
 def describe_base(model: nn.Module, tokenizer: Any, name: str | None, revision: str | None) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def describe_base(model: nn.Module, tokenizer: Any, name: str | None, revision: 
     return {
         "name": name,
         "revision": revision,
-        "architecture": type(model).__name__,
+        "architecture": architecture_of(model),
         "config_sha256": None if config is None else config_digest(config),
         "dtype": dtype_name(_main_dtype(model)),
         "weights_sha256": weights_digests(model, _dtypes(model)),
@@ -33,8 +35,8 @@ def describe_base(model: nn.Module, tokenizer: Any, name: str | None, revision: 
 
 def check_base(base: Mapping[str, Any], model: nn.Module) -> str | None:
     """What is different in a model from a described base, as a noun phrase; None when it is that base."""
-    if base.get("architecture") != type(model).__name__:
-        return f"the architecture {type(model).__name__} in place of {base.get('architecture')}"
+    if base.get("architecture") != architecture_of(model):
+        return f"the architecture {architecture_of(model)} in place of {base.get('architecture')}"
     known = base.get("weights_sha256")
     known = known if isinstance(known, Mapping) else {}
     here = _main_dtype(model)
@@ -57,15 +59,15 @@ def same_tokens(base: Mapping[str, Any], tokenizer: Any) -> bool:
 def weights_digests(model: nn.Module, dtypes: list[torch.dtype]) -> dict[str, str]:
     """dtype -> SHA-256 over names, shapes and elements of all parameters, those of floating point cast to that dtype.
 
-    Tied parameters count once, under their first name.
+    Tied parameters count once, under their first name; packed ones by the tensors they are made of.
     """
     whole = {dtype_name(dtype): hashlib.sha256() for dtype in dtypes}
-    for name, parameter in sorted(model.named_parameters()):
-        tensor = parameter.detach()
-        found = digests_in(tensor, dtypes) if tensor.is_floating_point() else {}
-        plain = "" if found else hashlib.sha256(byte_view(tensor.cpu().contiguous())).hexdigest()
-        for dtype, hasher in whole.items():
-            hasher.update(f"{name}\0{list(tensor.shape)}\0{found.get(dtype, plain)}\n".encode())
+    for name in sorted(first_names(model)):
+        for tensor in value_of(model, name, model.get_parameter(name)):
+            found = digests_in(tensor, dtypes) if tensor.is_floating_point() else {}
+            plain = "" if found else tensor_digest(tensor)
+            for dtype, hasher in whole.items():
+                hasher.update(f"{name}\0{list(tensor.shape)}\0{found.get(dtype, plain)}\n".encode())
     return {dtype: hasher.hexdigest() for dtype, hasher in whole.items()}
 
 

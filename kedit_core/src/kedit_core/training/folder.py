@@ -18,12 +18,14 @@ from torch import Tensor
 
 from kedit_core.editing import EditContext
 from kedit_core.errors import BaseMismatchError, InputError, RequirementError
+from kedit_core.files import read_bounded
 from kedit_core.patches import canonical
 from kedit_core.training.basis import check_base, same_tokens
 
 FORMAT = 1
 KIND = "kedit-editor"
 STATE, TENSORS, CARD = "state.json", "editor.safetensors", "README.md"
+_MOST_STATE = 64 << 20  # bytes of state.json; those of editors have a few thousand
 _NOT_CONTENT = ("cost", "versions")  # of state.json: what two trainings of the same editor may differ in
 _PARTS: Mapping[str, type] = {"method": dict, "hparams": dict, "config": dict, "base": dict, "trained": dict}
 
@@ -144,7 +146,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     hint = "train one with kedit train"
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = json.loads(read_bounded(path / STATE, _MOST_STATE).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no editor: its {STATE} cannot be read ({error}); {hint}") from error
     if not isinstance(state, dict) or state.get("kind") != KIND:

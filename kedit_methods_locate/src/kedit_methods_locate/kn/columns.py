@@ -14,6 +14,8 @@ from torch import Tensor
 from kedit_core.editing import EditContext
 from kedit_core.errors import UnsupportedModelError
 from kedit_core.models import ModelView
+from kedit_core.models.parameters import bare
+from kedit_core.models.storage import matrix_of
 from kedit_core.patches import SparseDelta
 from kedit_methods_locate.hparams.kn import Embedding, KnHyperParams
 from kedit_methods_locate.kn.neurons import NeuronLayer
@@ -39,8 +41,8 @@ def embeddings(view: ModelView, ids: Sequence[int], which: Embedding = "input") 
         UnsupportedModelError: they are packed, or of another width than the residual stream (OPT-350m).
     """
     module = view.embeddings if which == "input" else view.lm_head
-    weight = module.weight
-    if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != view.hidden_size:
+    weight = matrix_of(view.model, f"{view.name_of(bare(module))}.weight")
+    if weight.dim() != 2 or weight.shape[1] != view.hidden_size:
         raise UnsupportedModelError(
             f"the rows of {view.name_of(module)!r} are not vectors of the residual stream (width {view.hidden_size}), "
             "so they cannot be written into an MLP; method 'kn' cannot edit this model"
@@ -87,8 +89,8 @@ def deltas(
     made = {}
     for block, indices in chosen.items():
         place = layers[block].weight
-        live = context.model.get_parameter(place)
-        weight = live.detach() if hparams.change == "erase" else context.stack.base(place)
+        live = matrix_of(context.model, place).detach()
+        weight = live if hparams.change == "erase" else context.stack.base(place)
         which = torch.tensor(indices)
         values = changes(answers, _columns(context, place, weight, which), hparams)
         if hparams.follow_sign:

@@ -132,4 +132,4 @@ def _solving_device(context: EditContext, layer: int, part: Projection) -> torch
     """Where the projection's weight is, and so where methods solve with its statistic."""
     view = context.adapter
     place = view.mlp_out_weight(layer) if part == "mlp_out" else view.attn_out_weight(layer)
-    return context.stack.base(place).device
+    return context.stack.place(place).device

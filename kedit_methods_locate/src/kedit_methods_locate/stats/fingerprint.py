@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
-
 from kedit_core.editing import EditContext
-from kedit_core.patches.digests import digests_in
+from kedit_core.models.storage import first_names
 
 CODE_VERSION = 1
 """Raised when the way a statistic is collected changes its numbers."""
@@ -37,12 +35,12 @@ def weights_digest(context: EditContext, layer: int | None = None) -> str:
 
 
 def _digest(context: EditContext, name: str) -> str:
-    return digests_in(context.stack.base(name), (torch.float32,))["float32"]
+    return context.stack.base_digest(name)
 
 
 def _names(context: EditContext, layer: int | None) -> list[str]:
     view = context.adapter
-    names = [name for name, _ in context.model.named_parameters()]
+    names = first_names(context.model)
     if layer is None:
         return names
     later = [view.name_of(view.block(i)) for i in range(layer + 1, view.num_layers)]

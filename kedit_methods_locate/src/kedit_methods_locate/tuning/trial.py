@@ -81,6 +81,8 @@ class Trials:
         """Norm of the change relative to that of the weights changed; None where no weight is."""
         changed, whole = 0.0, 0.0
         for place in patch.base.tensors:
+            if self.editor.stack.place(place).packed:
+                return None
             base = self.editor.stack.base(place)
             change = change_of(place, patch, base.cpu())
             if change is not None:

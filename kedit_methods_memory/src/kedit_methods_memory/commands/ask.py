@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kedit_core.cli.common import emit, json_option, note, say
-from kedit_core.cli.model_options import roles
+from kedit_core.cli.model_options import keys_option, read_patches, roles
 
 if TYPE_CHECKING:
     from kedit_methods_memory.blackbox import EndpointEditor
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Patch of ike or ike_context that acts; may be given several times, in order.",
 )
+@keys_option
 @click.option("--with", "given", multiple=True, metavar="ROLE=PATH", help="What a patch needs beside itself.")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Text to complete; may be given several times.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=50, show_default=True, help="Length of an answer.")
@@ -50,6 +51,7 @@ def ask(
     context: click.Context,
     /,
     patches: tuple[Path, ...],
+    keys: tuple[Path, ...],
     given: tuple[str, ...],
     prompts: tuple[str, ...],
     max_tokens: int,
@@ -66,12 +68,11 @@ def ask(
     kedit ask --base-url http://127.0.0.1:8000/v1 --model NAME --patch oslo.safetensors --prompt "The capital of"
     """
     from kedit_core.cli.groups import catalogue
-    from kedit_core.patches import EditPatch
     from kedit_methods_memory.blackbox import Endpoint, EndpointEditor
 
     editor = EndpointEditor(Endpoint(**endpoint), catalogue(context))
     resources = roles(given)
-    for patch in [EditPatch.load(path) for path in patches]:
+    for patch in read_patches(patches, keys):
         editor.apply(patch, resources)
     if not patches:
         note("note: no patch was given; these are the model's own answers")

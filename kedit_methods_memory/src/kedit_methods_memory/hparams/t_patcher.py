@@ -93,7 +93,8 @@ class TPatcherHyperParams(HyperParams):
         append_eos: the target ends with the tokenizer's end-of-sequence token.
         lr, weight_decay: of Adam (L2), over keys, biases and values.
         clip_norm: the gradient of all of these together is not longer than this.
-        amplify: factor on random initial values; it is trained too, unless ``freeze_amplify``. None: no factor.
+        amplify: factor on random initial values. None: no factor.
+        freeze_amplify: do not train that factor too.
         max_epochs: steps at most.
         validate_every: steps between two looks at how far training is.
         min_epochs: looks count after so many steps.
@@ -110,7 +111,8 @@ class TPatcherHyperParams(HyperParams):
         dropout: the model's dropout is on in training (as in the authors' code); nothing can then be kept from step to
             step, and each step runs the whole model on all copies.
         update_memory: edited examples of this method's patches on the model join the memory.
-        memory_documents: texts the memory is taken from, at most; a ``validation_share`` of them for validation.
+        memory_documents: texts the memory is taken from, at most.
+        validation_share: share of these texts that is held out for validation.
         memory_size: inputs of the MLP that are kept for training, at most (and as many, in proportion, for validation).
         memory_max_len: tokens of a text that are read.
         memory_seed: of the choice of texts and positions.

@@ -64,6 +64,7 @@ class WiseHyperParams(HyperParams):
             one (WISE-Merge).
         replay: while training, hold prompts of earlier merges below ``replay_low`` and one of the shards' own above
             ``replay_high``; only with ``retrieve``, after the first merge.
+        replay_low, replay_high: the routing activations that ``replay`` holds prompts below and above.
         act: ``phi`` measures routing activations behind the MLP's activation function, as the released code does and
             the published margins want it; ``none`` as the paper writes it.
         long_prompts: how the activations of a prompt of more than 100 tokens are put together: ``max`` as the released

@@ -141,7 +141,7 @@ def _full(hparams: IkeContextHyperParams) -> IkeHyperParams:
 def _encoder(context: EditContext, hparams: IkeHyperParams) -> Encoder:
     folder = context.resource(encoders.ROLE) if encoders.ROLE in context.resources else None
     name, revision = hparams.encoder, hparams.encoder_revision
-    device = next((each.device for each in context.model.parameters()), "cpu")
+    device = context.forward.device
     made: Encoder = context.remember(
         ("ike", "encoder", name, revision, folder), lambda: load_encoder(name, revision, folder, device)
     )

@@ -63,9 +63,9 @@ def train(
     """
     parameters: list[tuple[Tensor, Tensor]] = []
     for target in targets:
-        place = next(iter(target.module.parameters()))
+        place, device = next(iter(target.module.parameters())), forward.view.device(target.module)
         exact = torch.promote_types(torch.float32, place.dtype)
-        a, b = (each.to(place.device, exact).requires_grad_() for each in start(target, facts, hparams, seed))
+        a, b = (each.to(device, exact).requires_grad_() for each in start(target, facts, hparams, seed))
         parameters.append((a, b))
     flat = [each for pair in parameters for each in pair]
     adam = torch.optim.Adam(flat, lr=hparams.lr)

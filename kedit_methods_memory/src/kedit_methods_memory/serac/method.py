@@ -127,7 +127,7 @@ def _editor(context: EditContext) -> SeracEditor:
     marks = tuple((path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")))
     digest = context.remember(("serac digest", marks), lambda: path_digest(folder))
     context.note_resource(ROLE, digest)
-    device = next(context.model.parameters()).device
+    device = context.forward.device
     return context.remember(
         ("serac editor", digest, str(device)), lambda: editor_at(context.model, folder, digest, device)
     )

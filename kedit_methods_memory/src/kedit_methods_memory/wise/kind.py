@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kedit_core.errors import PatchFormatError, ScopeError
 from kedit_core.forward.scope import named_arguments
+from kedit_core.models.parameters import bare, features, is_projection
 from kedit_core.patches import LiveContext, ModuleOperation
 from kedit_methods_memory.beneath import Quietable
 from kedit_methods_memory.wise.activation import Phi, moved, phi_of, pooled
@@ -108,9 +109,10 @@ class WiseMemory(Quietable):
 
 
 def _check_shape(bank: Bank, module: nn.Module) -> None:
-    weight = getattr(module, "weight", None)
+    if not is_projection(bare(module)):
+        return
     for memory in bank.memories[:1]:
-        if isinstance(weight, Tensor) and weight.dim() == 2 and sorted(weight.shape) != sorted(memory.shape):
+        if sorted(features(module)) != sorted(memory.shape):
             raise PatchFormatError(
-                f"side memories of shape {list(memory.shape)} do not fit a projection of {list(weight.shape)}"
+                f"side memories of shape {list(memory.shape)} do not fit a projection of {list(features(module))}"
             )

@@ -13,9 +13,10 @@ from torch import Tensor
 from kedit_core.contract import hookimpl
 from kedit_core.editing import EditContext
 from kedit_core.editing.checks import refuse_long, row_length, warn_missed
-from kedit_core.errors import InputError, UnsupportedModelError
+from kedit_core.errors import InputError
 from kedit_core.forward import ForwardTools, evaluating
-from kedit_core.models.parameters import bare, features
+from kedit_core.models.parameters import bare
+from kedit_core.models.storage import matrix_of
 from kedit_core.patches import EditPatch, ModuleOperation
 from kedit_core.requests import EditRequest
 from kedit_methods_memory.beneath import beneath, requests_of
@@ -218,16 +219,11 @@ def _phi(context: EditContext, hparams: WiseHyperParams) -> str | None:
 
 def _weight(context: EditContext, place: Projection) -> Tensor:
     """The main weight as it is now, ``[out, in]``, float32 or wider. Raises UnsupportedModelError when it is packed."""
-    weight = getattr(bare(place.module), "weight", None)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dim() != 2:
-        raise UnsupportedModelError(f"{place.name} is quantised, and has no matrix that a side memory could start from")
-    layout = context.adapter.layout(f"{context.adapter.name_of(bare(place.module))}.weight")
-    oriented = weight.detach().T if layout == "in_out" else weight.detach()
-    if tuple(oriented.shape) != features(place.module):
-        raise UnsupportedModelError(
-            f"{place.name} is stored packed; load the model unquantised to give it a side memory"
-        )
-    return oriented.to(torch.promote_types(weight.dtype, torch.float32))
+    name = f"{context.adapter.name_of(bare(place.module))}.weight"
+    weight = matrix_of(context.model, name).detach()
+    oriented = weight.T if context.adapter.layout(name) == "in_out" else weight
+    device = context.stack.place(context.adapter.first_name(name)).device
+    return oriented.to(device, torch.promote_types(weight.dtype, torch.float32))
 
 
 def _warn(

@@ -78,8 +78,9 @@ class KeTrainingHyperParams(KeEditorSettings, EditTrainingHyperParams):
         unrelated_answers: the answers at whose tokens those prompts are compared: the model's ``own``, as many tokens
             as the given one has, or those ``given`` with them (always so with ``mend``).
         smoothing: share of the label that is spread over all other tokens (``lagrangian``).
-        margin, margin_min: bound of the mean divergence of other answers, in nats, and what it is lowered to. After
-            each validation at which more than ``margin_at`` of the edits succeed it is multiplied by ``margin_decay``.
+        margin, margin_min: bound of the mean divergence of other answers, in nats, and what it is lowered to.
+        margin_at, margin_decay: after each validation at which more than ``margin_at`` of the edits succeed the bounds
+            are multiplied by ``margin_decay``.
         weight_margin, weight_margin_min: the same for the root mean square of the weights' changes; None for no bound.
         alpha_lr, alpha_max: learning rate and greatest value of the multipliers of the bounds.
         warmup, updates: optimiser steps over which all rates rise from 0, and after which they have fallen to 0.

@@ -17,7 +17,7 @@ from kedit_methods_meta.ke.condition import Condition, ConditionEncoder
 from kedit_methods_meta.ke.head import Head
 from kedit_methods_meta.ke.places import editable_places
 from kedit_methods_meta.places import Place
-from kedit_methods_meta.saved_editor import SavedEditor, check_places, described
+from kedit_methods_meta.saved_editor import SavedEditor, check_places, described, made_for
 
 _EMBEDDING = "encoder.embedding.weight"
 
@@ -85,8 +85,7 @@ class KeEditor(SavedEditor):
                 "the editor's state has no embeddings, or no padding among them; get the whole folder again"
             )
         vocabulary, width = embeddings.shape
-        made = cls(places, settings, vocabulary, width, padding)
-        made.load(tensors)
+        made = made_for(tensors, lambda: cls(places, settings, vocabulary, width, padding))
         return made.to(forward.device).eval()
 
     def forward(self, conditions: Sequence[Condition], factors: Mapping[str, Factors]) -> dict[str, LowRank]:

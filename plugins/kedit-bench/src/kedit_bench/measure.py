@@ -60,13 +60,14 @@ class UpdateSizes:
             operations = operations_at(patch, place)
             if not operations:
                 continue
-            base = self.stack.base(place)
+            packed = self.stack.place(place).packed
             replaced = any(isinstance(each, Replace) for each in operations)
-            change = change_of(place, patch, base.cpu() if replaced else None)
+            change = change_of(place, patch, self.stack.base(place).cpu() if replaced and not packed else None)
             if change is None:
                 continue
             if place not in self._norms:
-                self._norms[place] = float(base.double().norm())
+                # a packed weight has no numbers to take the norm of
+                self._norms[place] = 0.0 if packed else float(self.stack.base(place).double().norm())
             size = self._norms[place]
             found.append(
                 {

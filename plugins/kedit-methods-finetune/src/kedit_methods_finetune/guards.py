@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kedit_core.editing import EditContext
+from kedit_core.models.storage import storage_of
 from kedit_core.patches import DenseDelta, LowRankDelta
 
 _LARGE = 1.0  # of the weight's own size
@@ -25,7 +26,7 @@ def warn_large(context: EditContext, deltas: Sequence[DenseDelta | LowRankDelta]
     found: dict[str, float] = {}
     for delta in deltas:
         weight = weights[delta.place].detach()
-        if weight.dim() < 2 or not weight.is_floating_point() or weight.device.type == "meta":
+        if weight.dim() < 2 or storage_of(context.model, delta.place).kind != "plain":
             continue
         size = _norm(weight)
         if size > 0:

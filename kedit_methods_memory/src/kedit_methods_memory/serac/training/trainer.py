@@ -41,7 +41,7 @@ class SeracTrainer(BaseTrainer[ScopeBatch]):
         if shared := sorted({record.id for record in self._records} & {record.id for record in self._judged}):
             raise InputError(f"the case {shared[0]!r} is in the training set and in the validation; take it out of one")
         self.count = len(self._records)
-        self.device = next(context.model.parameters()).device
+        self.device = context.forward.device
         self.made = starting_editor(context, hparams, self.device)
         models = {"classifier": model_digest(self.made.classifier.model)}
         if self.made.counterfactual is not None:

@@ -9,6 +9,7 @@ from torch import nn
 from kedit_core.errors import InputError
 from kedit_core.models import ModelView
 from kedit_core.models.parameters import bare
+from kedit_core.models.storage import storage_of
 from kedit_methods_finetune.hparams.ft import FtHyperParams, Part
 
 
@@ -92,11 +93,9 @@ def _alike(view: ModelView, block: nn.Module, template: str) -> nn.Module:
 
 
 def _check(view: ModelView, names: list[str]) -> None:
-    parameters = dict(view.model.named_parameters())
     for name in names:
-        parameter = parameters[name]
-        if not parameter.is_floating_point() or parameter.device.type == "meta":
-            stored = "not in memory" if parameter.device.type == "meta" else f"stored as {parameter.dtype}"
+        if (kind := storage_of(view.model, name).kind) != "plain":
+            stored = {"packed": "quantised", "offloaded": "not in memory"}.get(kind, "spread over several processes")
             raise InputError(
                 f"{name} is {stored}, so it cannot be fine-tuned; load the model whole and unquantised, or use a "
                 "method with low-rank or side-memory edits"

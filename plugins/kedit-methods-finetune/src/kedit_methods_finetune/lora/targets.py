@@ -11,6 +11,7 @@ from torch import nn
 from kedit_core.errors import InputError
 from kedit_core.models import ModelView
 from kedit_core.models.parameters import bare, features, is_projection
+from kedit_core.models.storage import storage_of
 from kedit_methods_finetune.hparams.lora import AdapterHyperParams
 
 # what implementations call the projections inside of an attention
@@ -64,6 +65,10 @@ def find_targets(view: ModelView, hparams: AdapterHyperParams) -> tuple[Target, 
             place = view.first_name(f"{name}.weight")
             if shared := view.aliases(place):
                 raise InputError(f"{place} is also {shared[0]}, so an adapter cannot be for one of them; target others")
+            if storage_of(view.model, place).kind not in ("plain", "packed"):
+                raise InputError(
+                    f"{place} is offloaded, so no adapter can be trained beside it; load the model in memory"
+                )
             out, width = features(module)
             found.append(Target(place, module, out, width))
     return tuple(found)

@@ -1,0 +1,1 @@
+"""Commands of this plugin. Importing them imports no torch."""
