@@ -34,10 +34,19 @@ MODULES = (
     "kedit_core.extras",
     "kedit_core.files",
     "kedit_core.models.builtin",
+    "kedit_core.patches.auditing",
+    "kedit_core.patches.conflicts",
+    "kedit_core.patches.diffing",
     "kedit_core.patches.disk",
+    "kedit_core.patches.keys",
+    "kedit_core.patches.signing",
+    "kedit_core.patches.stack_file",
+    "kedit_core.patches.trust",
     "kedit_core.testing.tiny",
     "kedit_core.training.losses",
     "kedit_core.training.settings",
+    "kedit_factworld.plugin",
+    "kedit_factworld.training",
 )
 
 MARKS = ("property", "cached_property", "staticmethod", "classmethod", "abstractmethod")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -39,7 +40,24 @@ def test_lists_have_what_users_and_plugins_stand_on(api: ModuleType) -> None:
         assert f"\n{line}" in core, line
     assert "  class RomeHyperParams(ContextHyperParams)\n" in listed["kedit-methods-locate"]
     assert "\nkedit edit MODEL\n" in listed["commands"] and "\n  --overwrite\n" in listed["commands"]
-    assert set(listed) == {*api.distributions(), "commands"} - {"kedit-factworld"}
+    assert set(listed) == {*api.distributions(), "commands"}
+
+
+def test_what_documentation_imports_is_public(api: ModuleType) -> None:
+    source = api.Source()
+    packages = [name.replace("-", "_") for name in api.distributions()]
+    public = {module for package in packages for module in api.public_modules(source, package)}
+    pages = [
+        *REPO.glob("docs/**/*.md"),
+        *REPO.glob("*.md"),
+        *REPO.glob("*/README.md"),
+        *REPO.glob("plugins/*/README.md"),
+    ]
+    for page in pages:
+        for module in re.findall(r"^\s*(?:from|import) (kedit_[\w.]+)", page.read_text(), re.MULTILINE):
+            assert module in public or module not in source.files, (
+                f"{page} imports from {module}; add it to scripts/api.py"
+            )
 
 
 SOURCE = '''

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kedit_core import Editor
 from kedit_core.errors import MethodError
-from kedit_core.patches import LowRankDelta
+from kedit_core.patches import LowRankDelta, PatchStack
 from kedit_methods_locate.rows import rewrite
 from kedit_methods_locate.sizes import relative_weight_norm
 from kedit_methods_locate.stats import Statistic, save_statistics
@@ -253,11 +253,16 @@ def test_a_large_update_is_told_without_a_statistic(tmp_path: Path) -> None:
     assert "mom2_adjustment" in told["large_update"].remedy and "mom2_ridge" not in told["large_update"].remedy
 
 
-def test_packed_weights_have_no_size(tmp_path: Path) -> None:
+def test_packed_weights_have_no_size() -> None:
     """What is stored as packed integers says nothing of the weight; a weight of zeros makes any update huge."""
-    weights = {"packed": torch.ones(4, dtype=torch.uint8), "zero": torch.zeros(4), "half": torch.ones(4).bfloat16()}
-    context: Any = SimpleNamespace(stack=SimpleNamespace(base=weights.__getitem__))
-    assert relative_weight_norm(context, "packed", 3.0) is None
-    assert relative_weight_norm(context, "half", 3.0) == 1.5
-    found = relative_weight_norm(context, "zero", 3.0)
+    model = torch.nn.Module()
+    for name, weight in (("zero", torch.zeros(2, 2)), ("ones", torch.ones(2, 2).bfloat16())):
+        model.add_module(name, torch.nn.Linear(2, 2, bias=False))
+        model.get_submodule(name).weight = torch.nn.Parameter(weight)
+    model.packed = torch.nn.Linear(2, 2, bias=False)
+    model.packed.weight = torch.nn.Parameter(torch.ones(2, 1, dtype=torch.uint8), requires_grad=False)
+    context: Any = SimpleNamespace(stack=PatchStack.of(model))
+    assert relative_weight_norm(context, "packed.weight", 3.0) is None
+    assert relative_weight_norm(context, "ones.weight", 3.0) == 1.5
+    found = relative_weight_norm(context, "zero.weight", 3.0)
     assert found is not None and 1e30 < found < float("inf")

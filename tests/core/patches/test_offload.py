@@ -9,6 +9,7 @@ import pytest
 import torch
 from core.patches.patch_kit import KINDS as OPERATION_KINDS
 from core.patches.patch_kit import bits, near_key, patch_of, random_operation
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kedit_core import Editor, EditRequest
@@ -129,6 +130,9 @@ def test_offloaded_to_its_own_checkpoint_by_transformers(tmp_path: Path) -> None
     stack, base = PatchStack.of(model), logits(model)
     with stack.applied(patch), PatchStack.of(alone).applied(patch):
         assert torch.equal(logits(model), logits(alone)) and not torch.equal(logits(model), base)
+        model.save_pretrained(tmp_path / "edited")
+        saved = load_file(tmp_path / "edited" / "model.safetensors")
+        assert torch.equal(saved[GPT2_DOWN], alone.get_parameter(GPT2_DOWN))
     assert torch.equal(logits(model), base)
     assert files_of(tmp_path / "model") == written
 
@@ -204,6 +208,13 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tied to 'lm_head.weight', and only one of them is offloaded"):
         model.hf_device_map = {"transformer": "cpu", "lm_head": "disk"}
         PatchStack.of(model).base_of([TIED])
+    # packed, and offloaded as well
+    model = tiny_model("llama").requires_grad_(False)
+    packed = nn.Parameter(torch.ones(32, 80, dtype=torch.int8), requires_grad=False)
+    model.get_submodule(DOWN.removesuffix(".weight")).weight = packed
+    accelerate.cpu_offload(model, "cpu")
+    with pytest.raises(InputError, match="quantised and offloaded as well"):
+        PatchStack.of(model).base_of([DOWN])
     # a map that cannot be written
     model = tiny_model("llama")
     model.requires_grad_(False)

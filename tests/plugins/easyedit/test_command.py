@@ -57,6 +57,13 @@ def test_json(file: Path) -> None:
     assert {each["key"]: each["outcome"] for each in told["keys"]}["mystery"] == "unknown"
 
 
+def test_json_has_no_infinity(tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text("alg_name: ROME\nclamp_norm_factor: .inf\nv_lr: .nan\nstats_dir: [.inf]\n")
+    told = json.loads(run("import-hparams", file, "--json").stdout)
+    assert [each["value"] for each in told["keys"]] == ["ROME", "inf", "nan", ["inf"]]
+
+
 def test_without_an_output_the_settings_are_shown(file: Path) -> None:
     result = run("import-hparams", file, "-m", "r_rome")
     assert "# Settings of r_rome for kedit edit" in result.stdout

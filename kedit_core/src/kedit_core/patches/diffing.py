@@ -2,13 +2,14 @@
 
 Of every parameter that differs the patch has one operation, which is put on the base as a patch would be and compared:
 by default the result is EDITED bit for bit, in the dtype of the files and in the one that config.json has them loaded
-in. With a rank it may hold low-rank deltas instead, whose error is told. What
-a patch cannot hold (configuration, tokenizer) is told too.
+in. With a rank it may hold low-rank deltas instead, whose error is told. What a patch cannot hold (configuration,
+tokenizer) is told too.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -133,7 +134,7 @@ def _operation(
         if low is not None and size_of(low.operation) < size_of(operation):
             if low.exact or low.error <= tolerance:
                 return low.operation, digest, _told(low.operation, low.exact, low.error)
-            refused = low.error
+            refused = low.error if math.isfinite(low.error) else None  # a product may leave float16's range
     return operation, digest, _told(operation, True, 0.0, refused)
 
 

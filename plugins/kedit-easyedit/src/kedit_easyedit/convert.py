@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,13 @@ class Conversion:
             "algorithm": self.algorithm,
             "method": self.method,
             "training": self.training,
-            "settings": dict(self.settings),
+            "settings": _json(self.settings),
             "keys": [
                 {
                     "key": each.key,
-                    "value": each.value,
+                    "value": _json(each.value),
                     "outcome": each.outcome,
-                    "settings": dict(each.settings),
+                    "settings": _json(each.settings),
                     "why": each.why,
                 }
                 for each in self.told
@@ -230,6 +231,15 @@ def _held_against(told: Told, cls: type[HyperParams]) -> Told:
 def _missing(cls: type[HyperParams], ours: Mapping[str, Any]) -> Mapping[str, Any]:
     """What follows from a model's depth and is not given, so that the rest can be checked without a model."""
     return {name: value for name, value in cls.for_depth(_SHAPE).items() if name not in ours}
+
+
+def _json(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {key: _json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _entry(name: str, value: Any) -> str:
