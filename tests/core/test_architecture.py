@@ -15,7 +15,7 @@ REPO = Path(__file__).parents[2]
 CORE = REPO / "kedit_core" / "src" / "kedit_core"
 ROOMS = (
     "errors", "extras", "files", "contract", "plugins", "requests", "hparams", "models", "forward", "patches",
-    "evaluation", "editing", "training", "cli", "testing",
+    "folders", "stacks", "comparing", "evaluation", "editing", "training", "cli", "testing",
 )  # fmt: skip
 FAMILIES = {
     "kedit_methods_locate": REPO / "kedit_methods_locate",
@@ -25,6 +25,7 @@ FAMILIES = {
     "kedit_methods_finetune": REPO / "plugins" / "kedit-methods-finetune",
     "kedit_datasets": REPO / "plugins" / "kedit-datasets",
     "kedit_bench": REPO / "plugins" / "kedit-bench",
+    "kedit_peft": REPO / "plugins" / "kedit-peft",
     "kedit_hub": REPO / "plugins" / "kedit-hub",
     "kedit_easyedit": REPO / "plugins" / "kedit-easyedit",
 }
@@ -47,6 +48,8 @@ METHODS = {
     "malmen",
     "serac",
     "ike",
+    "ike_context",
+    "t_patcher",
     "wise",
     "melo",
 }

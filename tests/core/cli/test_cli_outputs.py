@@ -17,7 +17,7 @@ from kedit_core import Editor, EditPatch, EditRequest
 from kedit_core.cli.edit import _CaseSaver
 from kedit_core.cli.outputs import replaceable
 from kedit_core.cli.root import kedit
-from kedit_core.patches.comparison import Comparison
+from kedit_core.comparing.comparison import Comparison
 from kedit_core.plugins import Catalogue
 from kedit_core.testing.tiny import tiny, tiny_model
 
@@ -178,7 +178,7 @@ def test_a_folder_that_takes_no_file_is_told_before_the_work(
     here: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("kedit_core.patches.comparing.compare", lambda *_, **__: pytest.fail("it was compared"))
+    monkeypatch.setattr("kedit_core.comparing.overlaps.compare", lambda *_, **__: pytest.fail("it was compared"))
     (here / "cases.jsonl").write_text("".join(json.dumps({**CASE, "case_id": case}) + "\n" for case in "ab"))
     refuse_new_files(monkeypatch)
     result = run(*words)

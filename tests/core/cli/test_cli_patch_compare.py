@@ -13,8 +13,8 @@ from core.cli.test_cli_patch import PLACE, make_patch
 from core.patches.patch_kit import near_key
 
 from kedit_core.cli.root import kedit
+from kedit_core.comparing.overlaps import compare
 from kedit_core.patches import BaseTensor, DenseDelta, EditPatch, LowRankDelta, digests_of
-from kedit_core.patches.comparing import compare
 from kedit_core.testing.tiny import tiny_model
 
 

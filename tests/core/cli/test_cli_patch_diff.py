@@ -13,8 +13,8 @@ from core.patches.checkpoint_kit import rewrite, save, state
 
 from kedit_core.cli.patch_diff import diff as command
 from kedit_core.cli.root import kedit
+from kedit_core.comparing.diff import TOLERANCE
 from kedit_core.patches import EditPatch
-from kedit_core.patches.diffing import TOLERANCE
 from kedit_core.testing.tiny import tiny_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"

@@ -18,10 +18,10 @@ from core.patches.patch_kit import near_key
 from safetensors.torch import load_file
 
 from kedit_core.cli.root import kedit
+from kedit_core.comparing.conflicting import conflicts
 from kedit_core.patches import BaseTensor, EditPatch, PrivateRequests, digests_of
-from kedit_core.patches.conflicts import conflicts
 from kedit_core.patches.digests import model_digest
-from kedit_core.patches.stack_file import HEADER, StackFile
+from kedit_core.stacks.file import HEADER, StackFile
 from kedit_core.testing.tiny import tiny
 
 OTHER = {**FACT, "target_new": "Cairo"}

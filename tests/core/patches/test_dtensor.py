@@ -14,6 +14,7 @@ from gloo_tools import run_ranks
 from torch import Tensor
 
 from kedit_core.errors import KeditError
+from kedit_core.models.storage import Sharded
 from kedit_core.patches import EditPatch, PatchStack
 from kedit_core.testing.tiny import tiny_model
 
@@ -272,3 +273,20 @@ def test_a_model_in_one_process_agrees_with_nobody(monkeypatch: pytest.MonkeyPat
     patch: EditPatch = patch_of(stack, operations(model, DOWN, "low_rank_delta"))
     with stack.applied(patch):
         stack.check()
+
+
+def test_parts_that_are_not_plain_pieces_are_not_cut() -> None:
+    """As FSDP2 and tensor parallelism on one weight make them, and as a product not yet summed up is."""
+    from torch.distributed.tensor import Partial, Placement, Replicate, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    storage = Sharded.__new__(Sharded)
+
+    def fault(*placements: Placement) -> str | None:
+        storage.placements = placements
+        return storage.delta_fault
+
+    assert fault(Replicate(), Shard(1)) is None
+    for odd in (_StridedShard(0, split_factor=2), Partial()):
+        found = fault(odd, Shard(0))
+        assert found is not None and type(odd).__name__ in found and "cannot cut" in found

@@ -16,8 +16,8 @@ from core.patches.patch_kit import FACT, loose_patch, patch_of, random_operation
 
 from kedit_core.cli import root
 from kedit_core.errors import InputError, PatchFormatError, UntrustedPatchError
+from kedit_core.folders import apply_to_folder, revert_folder
 from kedit_core.patches import EditPatch, PatchStack, container, inspect
-from kedit_core.patches.disk import apply_to_folder, revert_folder
 from kedit_core.patches.keys import new_pair
 from kedit_core.patches.signing import sign
 from kedit_core.patches.trust import ANYONE, ENVIRONMENT, TrustPolicy, from_environment, policy_for

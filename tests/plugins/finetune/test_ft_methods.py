@@ -207,7 +207,7 @@ def test_quantised_weights_are_refused() -> None:
     projection = editor.adapter.mlp_out(1)
     packed = torch.nn.Parameter(projection.weight.detach().to(torch.int8), requires_grad=False)
     projection._parameters["weight"] = packed
-    refused(editor, "stored as torch.int8")
+    refused(editor, "is quantised")
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,9 @@ def open_editor(
     are told on stderr, also when no Editor can be made without them.
     """
     from kedit_core.editing import Editor
-    from kedit_core.patches.stack_file import is_stack_file
     from kedit_core.patches.trust import policy_for
     from kedit_core.plugins import Catalogue
+    from kedit_core.stacks.file import is_stack_file
 
     if is_stack_file(model):
         settings |= {"force": force, "allow_unverified": allow_unverified, "trust": policy_for(keys), "on_note": note}

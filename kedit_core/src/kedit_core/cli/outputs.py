@@ -142,7 +142,7 @@ def _paths(parameter: click.Parameter, value: Any) -> list[Path]:
 
 def _stacked(path: Path) -> list[Path]:
     """The patch files that a stack file names; none for any other file, and none where it cannot be read."""
-    from kedit_core.patches.stack_file import StackFile, is_stack_file
+    from kedit_core.stacks.file import StackFile, is_stack_file
 
     if not is_stack_file(path):
         return []

@@ -11,7 +11,7 @@ from kedit_core.cli.common import emit, json_option, note, one_line, progress, s
 from kedit_core.cli.patch_files import PATCH_FILE, model_folder
 
 if TYPE_CHECKING:
-    from kedit_core.patches.audit import Audit, TensorAudit
+    from kedit_core.comparing.audit import Audit, TensorAudit
 
 
 @click.command(short_help="Tell what was changed in a checkpoint.")
@@ -43,8 +43,8 @@ def audit(
     Exit code 1 with --patch when the weights are not exactly MODEL with these, and with --expect-unchanged when
     anything differs.
     """
+    from kedit_core.comparing.auditing import audit_folders
     from kedit_core.patches import EditPatch
-    from kedit_core.patches.auditing import audit_folders
 
     patches = [EditPatch.load(file) for file in files]
     found = audit_folders(

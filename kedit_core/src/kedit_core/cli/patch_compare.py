@@ -16,8 +16,8 @@ from kedit_core.errors import BaseMismatchError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kedit_core.comparing.overlaps import Change, Comparison, Overlap, Pair
     from kedit_core.patches import EditPatch
-    from kedit_core.patches.comparing import Change, Comparison, Overlap, Pair
 
 _EVERYWHERE = "all weights"
 
@@ -49,8 +49,8 @@ def compare(
     changes and the overlap of their column spaces (what is written) and row spaces (what it answers to), from 0
     (orthogonal) to 1 (one within the other). In brackets: what random spaces of these ranks would have.
     """
+    from kedit_core.comparing.overlaps import compare as compare_patches
     from kedit_core.patches import EditPatch
-    from kedit_core.patches.comparing import compare as compare_patches
 
     if picture is not None:
         _check_picture(picture)
@@ -67,7 +67,7 @@ def compare(
 
 def _base(ctx: click.Context, model: str, patch: EditPatch, file: Path) -> Callable[[str], Tensor]:
     """Reads the weights of the model that the norms are relative to; BaseMismatchError for another architecture."""
-    from kedit_core.patches.disk import FolderBase
+    from kedit_core.folders import FolderBase
 
     folder = model_folder(ctx, model)
     try:
@@ -81,7 +81,7 @@ def _base(ctx: click.Context, model: str, patch: EditPatch, file: Path) -> Calla
 
 def _check_picture(picture: Path) -> None:
     """Refuse a picture that cannot be drawn before the work is done, not after it."""
-    from kedit_core.patches.comparison_plot import check_format
+    from kedit_core.comparing.plot import check_format
 
     check_format(picture)
     check_file("--plot", picture)

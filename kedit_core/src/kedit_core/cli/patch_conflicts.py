@@ -11,8 +11,8 @@ from kedit_core.cli.common import emit, json_option, note, progress, say
 from kedit_core.cli.patch_files import PATCH_FILE, model_folder
 
 if TYPE_CHECKING:
-    from kedit_core.patches.changes import BaseWeights
-    from kedit_core.patches.conflicts import ConflictReport, PatchPair
+    from kedit_core.comparing.changes import BaseWeights
+    from kedit_core.comparing.conflicting import ConflictReport, PatchPair
     from kedit_core.patches.format import EditPatch
 
 
@@ -42,8 +42,8 @@ def conflicts(
     cancel), modules and routers, and which was made on top of which. Nothing is run: what the model answers with
     them on it, only `kedit evaluate` tells.
     """
+    from kedit_core.comparing.conflicting import conflicts as find_conflicts
     from kedit_core.patches import EditPatch
-    from kedit_core.patches.conflicts import conflicts as find_conflicts
 
     patches = [EditPatch.load(file) for file in files]
     base = None if model is None else _base(ctx, model, patches)
@@ -59,8 +59,8 @@ def conflicts(
 
 def _base(ctx: click.Context, model: str, patches: list[EditPatch]) -> BaseWeights:
     """Reads the base's weights; BaseMismatchError when one of the patches is for another model."""
-    from kedit_core.patches.folder_base import FolderBase
-    from kedit_core.patches.stack_file_digest import Fit
+    from kedit_core.folders.base import FolderBase
+    from kedit_core.stacks.digest import Fit
 
     base = FolderBase.open(model_folder(ctx, model))
     fit = Fit(base)

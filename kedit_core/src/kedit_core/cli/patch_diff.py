@@ -13,7 +13,7 @@ from kedit_core.cli.outputs import OutputPath
 from kedit_core.cli.patch_files import check_patch_output, model_folder
 
 if TYPE_CHECKING:
-    from kedit_core.patches.difference import Difference, PlaceDifference
+    from kedit_core.comparing.difference import Difference, PlaceDifference
 
 _TOLERANCE = 1e-3  # that of diffing.py, which needs torch
 
@@ -50,8 +50,8 @@ def diff(
     It gives the weights of EDITED_MODEL bit for bit, unless --rank asks for less. Weights are streamed, and read as
     they are.
     """
+    from kedit_core.comparing.diff import diff_folders
     from kedit_core.editing.sources import resolve_model
-    from kedit_core.patches.diffing import diff_folders
     from kedit_core.plugins import Host
 
     check_patch_output(output)

@@ -12,7 +12,7 @@ from kedit_core.cli.model_options import keys_option, read_patches, roles
 from kedit_core.cli.patch_files import FOLDER, PATCH_FILE, check_wanted, id_option, model_folder, other_id
 
 if TYPE_CHECKING:
-    from kedit_core.patches.disk import FolderChange
+    from kedit_core.folders import FolderChange
 
 
 @click.command(short_help="Write a model folder with a patch in its weights.")
@@ -43,7 +43,7 @@ def apply(
     A folder that kedit has edited gets the patch on top of those it has; give the same folder as -o to replace it.
     """
     from kedit_core.errors import KeditError
-    from kedit_core.patches.disk import apply_to_folder
+    from kedit_core.folders import apply_to_folder
 
     check_wanted(wanted)
     (loaded,), resources = read_patches([file], keys), roles(given)
@@ -73,7 +73,7 @@ def apply(
 @json_option
 def revert(folder: Path, output: Path, patch_id: str | None, overwrite: bool, json_to: str | None) -> None:
     """Take patches off a folder that kedit has edited; without --patch, all of them."""
-    from kedit_core.patches.disk import revert_folder
+    from kedit_core.folders import revert_folder
 
     change = revert_folder(folder, output, patch_id, overwrite=overwrite, progress=progress)
     left = "Patches that were not named are still on it." if change.patches else "It is the original again."

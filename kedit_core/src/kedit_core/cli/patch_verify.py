@@ -11,7 +11,7 @@ from kedit_core.cli.common import emit, json_option, note, progress, say, show_t
 from kedit_core.cli.patch_files import PATCH_FILE, check_wanted, id_option, model_folder, other_id
 
 if TYPE_CHECKING:
-    from kedit_core.patches.disk import TensorCheck
+    from kedit_core.folders import TensorCheck
     from kedit_core.patches.format import EditPatch
 
 
@@ -83,7 +83,7 @@ def verify(
 
 def _against(ctx: click.Context, loaded: EditPatch, model: str) -> dict[str, Any]:
     from kedit_core.errors import BaseMismatchError
-    from kedit_core.patches.disk import FolderBase
+    from kedit_core.folders import FolderBase
 
     checks: list[TensorCheck] = []
     problem = None

@@ -16,7 +16,7 @@ from kedit_core.errors import BaseMismatchError, InputError
 
 if TYPE_CHECKING:
     from kedit_core.patches import EditPatch
-    from kedit_core.patches.stack_file import StackFile
+    from kedit_core.stacks.file import StackFile
 
 
 @click.command(short_help="Write a model folder with the whole stack in its weights.")
@@ -46,11 +46,11 @@ def apply(
     beside the weights (module operations, routers) have no place in a folder and are refused.
     """
     from kedit_core.editing.sources import resolve_model
-    from kedit_core.patches._record import FOLDER as RECORD
-    from kedit_core.patches.disk import apply_to_folder
-    from kedit_core.patches.stack_file import StackFile
+    from kedit_core.folders import apply_to_folder
+    from kedit_core.folders._record import FOLDER as RECORD
     from kedit_core.patches.trust import policy_for
     from kedit_core.plugins import Host
+    from kedit_core.stacks.file import StackFile
 
     resources = roles(given)
     stack = StackFile.load(file)
@@ -100,7 +100,7 @@ def _refuse_attached(stack: StackFile, patches: tuple[EditPatch, ...]) -> None:
 
 def _check_weights(ctx: click.Context, stack: StackFile, patches: tuple[EditPatch, ...]) -> None:
     """BaseMismatchError unless the stack gives the weights it records; a note for what may be rounding."""
-    from kedit_core.patches.stack_file_digest import Fit, arithmetic, folder_digest, other_weights, stored_dtype
+    from kedit_core.stacks.digest import Fit, arithmetic, folder_digest, other_weights, stored_dtype
 
     base = open_base(ctx, stack)
     fit = Fit(base)

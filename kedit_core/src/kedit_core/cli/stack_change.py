@@ -28,7 +28,7 @@ from kedit_core.errors import InputError
 
 if TYPE_CHECKING:
     from kedit_core.patches import EditPatch
-    from kedit_core.patches.stack_file import StackFile
+    from kedit_core.stacks.file import StackFile
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -69,8 +69,8 @@ def new(
     kedit stack new factworld:llama oslo.safetensors bergen.safetensors:attached -o stack.yaml
     """
     from kedit_core.editing.sources import resolve_model
-    from kedit_core.patches.stack_file import StackFile, base_reference
     from kedit_core.plugins import Host
+    from kedit_core.stacks.file import StackFile, base_reference
 
     check_names_a_stack("-o", output)
     check_file("-o", output, "stack.yaml")
@@ -111,7 +111,7 @@ def add(
     json_to: str | None,
 ) -> None:
     """Put PATCH into STACK, on top unless --at says where. Comments in the file are lost."""
-    from kedit_core.patches.stack_file import StackFile
+    from kedit_core.stacks.file import StackFile
 
     path, of_text = way_of(given)
     if way is not None and of_text is not None and way != of_text:
@@ -134,7 +134,7 @@ def remove(ctx: click.Context, file: Path, ids: tuple[str, ...], no_lock: bool, 
 
     A patch that others in the stack were made on top of is only taken out together with these.
     """
-    from kedit_core.patches.stack_file import StackFile
+    from kedit_core.stacks.file import StackFile
 
     stack = StackFile.load(file).without(ids)
     _write(ctx, file, stack, [stack.read_one(each) for each in stack.patches], (), no_lock, json_to)
@@ -154,7 +154,7 @@ def lock(
 
     It holds for this torch on this kind of processor: elsewhere sums may round otherwise.
     """
-    from kedit_core.patches.stack_file import StackFile
+    from kedit_core.stacks.file import StackFile
 
     resources = roles(given)
     stack = StackFile.load(file)
@@ -185,7 +185,7 @@ def _write(
     json_to: str | None,
 ) -> None:
     """Check the whole stack, then write what is new beside the file and the file itself."""
-    from kedit_core.patches.stack_file import check_stack_order
+    from kedit_core.stacks.file import check_stack_order
 
     check_stack_order(patches)
     if not no_lock:
@@ -202,7 +202,7 @@ def _write(
 
 def _comments(path: Path) -> bool:
     """Whether a stack file has comments that kedit did not write."""
-    from kedit_core.patches.stack_file import HEADER
+    from kedit_core.stacks.file import HEADER
 
     if not path.is_file():
         return False

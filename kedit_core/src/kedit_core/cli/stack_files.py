@@ -18,9 +18,9 @@ from kedit_core.errors import InputError
 from kedit_core.files import replacing
 
 if TYPE_CHECKING:
+    from kedit_core.folders.base import FolderBase
     from kedit_core.patches import EditPatch
-    from kedit_core.patches.folder_base import FolderBase
-    from kedit_core.patches.stack_file import StackedPatch, StackFile
+    from kedit_core.stacks.file import StackedPatch, StackFile
 
 _TOLD = 10  # pairs that meet
 STACK_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -50,7 +50,7 @@ def read_given(
 ) -> Given:
     """A patch, and its entry in a stack file of ``folder``: where it lies if that is below, else a copy beside it."""
     from kedit_core.editing.stacks import PATCH_FOLDER
-    from kedit_core.patches.stack_file import StackedPatch
+    from kedit_core.stacks.file import StackedPatch
 
     (loaded,) = read_patches([file], keys)
     here, home = file.parent.resolve() / file.name, folder.resolve()
@@ -76,7 +76,7 @@ def keep(given: Given, file: Path) -> None:
 def open_base(ctx: click.Context, stack: StackFile) -> FolderBase:
     """The stack's base as it is on disk; errors of resolve_model and FolderBase.open."""
     from kedit_core.editing.sources import resolve_model
-    from kedit_core.patches.folder_base import FolderBase
+    from kedit_core.folders.base import FolderBase
     from kedit_core.plugins import Host
 
     source = resolve_model(stack.model, Host(catalogue(ctx)), stack.revision)
@@ -93,8 +93,8 @@ def locked_on_disk(
     Raises BaseMismatchError when a patch is for another base.
     """
     from kedit_core.editing.sources import resolve_model
-    from kedit_core.patches.stack_file_digest import Fit, arithmetic, folder_digest, stored_dtype
     from kedit_core.plugins import Host
+    from kedit_core.stacks.digest import Fit, arithmetic, folder_digest, stored_dtype
 
     resolve_model(stack.model, Host(catalogue(ctx)), stack.revision)  # what is not there is an error, not a note
     stack = evolve(stack, dtype=dtype or stack.dtype, weights_sha256=None, arithmetic=None)
@@ -114,7 +114,7 @@ def locked_on_disk(
 
 def tell_conflicts(stack: StackFile, patches: Sequence[EditPatch], fresh: Sequence[str] | None = None) -> None:
     """Tell on stderr where patches of a stack meet; only pairs with one of the ids ``fresh``, when given."""
-    from kedit_core.patches.conflicts import conflicts
+    from kedit_core.comparing.conflicting import conflicts
 
     names = dict(zip((patch.id for patch in patches), called(stack), strict=True))
     told: dict[str, None] = {}
@@ -143,7 +143,7 @@ def called(stack: StackFile) -> list[str]:
 
 def check_names_a_stack(option: str, path: Path) -> None:
     """InputError for a file name by which no command would know a stack file."""
-    from kedit_core.patches.stack_file_faults import ENDINGS
+    from kedit_core.stacks.faults import ENDINGS
 
     if path.suffix.lower() not in ENDINGS:
         raise InputError(f"{option} {path} does not end in {' or '.join(ENDINGS)}; name it stack.yaml, say")

@@ -14,7 +14,7 @@ from kedit_core.errors import KeditError, StackOrderError
 
 if TYPE_CHECKING:
     from kedit_core.patches import EditPatch
-    from kedit_core.patches.stack_file import StackedPatch, StackFile
+    from kedit_core.stacks.file import StackedPatch, StackFile
 
 _SHOWN = 2  # facts of a patch in the table
 
@@ -24,7 +24,7 @@ _SHOWN = 2  # facts of a patch in the table
 @json_option
 def show(file: Path, json_to: str | None) -> None:
     """Tell what is in STACK: the base, and the patches from the lowest to the highest."""
-    from kedit_core.patches.stack_file import StackFile
+    from kedit_core.stacks.file import StackFile
 
     stack = StackFile.load(file)
     rows = [_described(stack, each) for each in stack.patches]
@@ -69,8 +69,8 @@ def _facts(patch: EditPatch) -> list[str]:
 def verify(ctx: click.Context, file: Path, keys: tuple[Path, ...], json_to: str | None) -> None:
     """Check STACK: that each patch is the one it names, fits the base and stands above its parents, and that the
     weights are those it records. The base is streamed, not loaded. Exit code 1 when something does not hold."""
-    from kedit_core.patches.stack_file import StackFile, check_stack_order
     from kedit_core.patches.trust import policy_for
+    from kedit_core.stacks.file import StackFile, check_stack_order
 
     trust = policy_for(keys)
     stack = StackFile.load(file)
@@ -106,7 +106,7 @@ def _on_base(
     ctx: click.Context, stack: StackFile, patches: list[EditPatch], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Hold every patch against the base; what is wrong with one goes into its row."""
-    from kedit_core.patches.stack_file_digest import Fit
+    from kedit_core.stacks.digest import Fit
 
     try:
         base = open_base(ctx, stack)
@@ -125,7 +125,7 @@ def _on_base(
 
 def _weights(ctx: click.Context, stack: StackFile, patches: list[EditPatch]) -> dict[str, Any]:
     """The digest found from the files. Another one passes where it may be rounding: recorded with other arithmetic."""
-    from kedit_core.patches.stack_file_digest import arithmetic, folder_digest, other_weights
+    from kedit_core.stacks.digest import arithmetic, folder_digest, other_weights
 
     ways = [(patch, each.way) for patch, each in zip(patches, stack.patches, strict=True)]
     try:

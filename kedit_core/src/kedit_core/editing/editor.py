@@ -40,10 +40,10 @@ from kedit_core.forward import ForwardTools, TokenBoundary
 from kedit_core.hparams import Resolved
 from kedit_core.models import AdapterRegistry
 from kedit_core.patches import EditPatch, PatchStack
-from kedit_core.patches.stack_file import StackFile, is_stack_file
 from kedit_core.patches.trust import Trust
 from kedit_core.plugins import Catalogue, Host
 from kedit_core.requests import EditRequest
+from kedit_core.stacks.file import StackFile, is_stack_file
 
 
 class Editor:

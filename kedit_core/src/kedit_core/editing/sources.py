@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from kedit_core.errors import InputError, UnknownNameError
-from kedit_core.patches.stack_file import is_stack_file
+from kedit_core.stacks.file import is_stack_file
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,8 +15,8 @@ from kedit_core.errors import BaseMismatchError, InputError, KeditError, StackOr
 from kedit_core.patches import EditPatch
 from kedit_core.patches.digests import dtype_name
 from kedit_core.patches.places import find_place
-from kedit_core.patches.stack_file import StackedPatch, StackFile, base_reference
-from kedit_core.patches.stack_file_digest import arithmetic, other_weights, touched
+from kedit_core.stacks.digest import arithmetic, other_weights, touched
+from kedit_core.stacks.file import StackedPatch, StackFile, base_reference
 
 if TYPE_CHECKING:
     from kedit_core.editing.editor import Editor

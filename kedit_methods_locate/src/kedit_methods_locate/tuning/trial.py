@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from attrs import evolve
 
+from kedit_core.comparing.changes import change_of
 from kedit_core.contract import MetricResult
 from kedit_core.editing import Editor
 from kedit_core.editing.progress import silent
@@ -18,7 +19,6 @@ from kedit_core.errors import InputError
 from kedit_core.evaluation import items_of, resolve_protocol
 from kedit_core.hparams import Resolved
 from kedit_core.patches import EditPatch
-from kedit_core.patches.changes import change_of
 from kedit_core.requests import EditRequest
 from kedit_methods_locate.tuning.candidates import Candidate
 from kedit_methods_locate.tuning.schedule import Group, Material

@@ -10,13 +10,13 @@ from typing import Any
 
 from attrs import define, evolve, field
 
+from kedit_core.comparing.changes import change_of, operations_at
+from kedit_core.comparing.spectra import Spectrum
 from kedit_core.contract import MetricResult, hookimpl
 from kedit_core.editing import EditContext, Editor, EditWarning
 from kedit_core.evaluation import Evaluation, Tag, metric_result
 from kedit_core.evaluation.efficiency import devices_of, synchronise
 from kedit_core.patches import EditPatch, PatchStack, Replace
-from kedit_core.patches.changes import change_of, operations_at
-from kedit_core.patches.spectra import Spectrum
 
 RANK_TOLERANCE = 1e-6  # of the largest singular value; about eight roundings of float32
 COSTS = "efficiency."  # metrics that say what an edit costs, not how good it is

@@ -26,7 +26,7 @@ def warn_large(context: EditContext, deltas: Sequence[DenseDelta | LowRankDelta]
     found: dict[str, float] = {}
     for delta in deltas:
         weight = weights[delta.place].detach()
-        if weight.dim() < 2 or storage_of(context.model, delta.place).kind != "plain":
+        if weight.dim() < 2 or weight.is_meta or storage_of(context.model, delta.place).kind != "plain":
             continue
         size = _norm(weight)
         if size > 0:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kedit_core.errors import BaseMismatchError, InputError
+from kedit_core.folders import FolderBase
 from kedit_core.patches import EditPatch, LowRankDelta, MethodRef, path_digest
-from kedit_core.patches.disk import FolderBase
 from kedit_peft import __version__
 from kedit_peft.folder import LoraPair, PeftFolder
 from kedit_peft.settings import ADVICE

@@ -40,9 +40,12 @@ class Sharded(Storage):
 
     @property
     def delta_fault(self) -> str | None:
-        """Placements that no whole value can be cut by."""
-        if any(placement.is_partial() for placement in self.placements):
-            return "is held as partial sums, which no delta can be cut for; reduce it first"
+        """Placements that a whole value cannot be cut by: partial sums, and the interleaved ones of FSDP with TP."""
+        from torch.distributed.tensor import Replicate, Shard
+
+        for placement in self.placements:
+            if type(placement) not in (Replicate, Shard):
+                return f"is spread as {placement!r}, which kedit cannot cut a value for; gather the model to edit it"
         return None
 
     @property

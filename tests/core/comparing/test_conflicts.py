@@ -10,9 +10,9 @@ import torch
 from attrs import evolve
 from core.patches.patch_kit import FACT, loose_patch, near_key, whisper
 
+from kedit_core.comparing.conflicting import PatchPair, conflicts
 from kedit_core.errors import BaseMismatchError, InputError
 from kedit_core.patches import BaseTensor, EditPatch, LowRankDelta, Operation, PrivateRequests, Replace, digests_of
-from kedit_core.patches.conflicts import PatchPair, conflicts
 
 SHAPES = {"w": (6, 8), "v": (4, 4)}
 

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kedit_core.comparing.diff import diff_folders
+from kedit_core.comparing.exact import exact_operation, size_of
+from kedit_core.comparing.low_rank import leading, low_rank_operation
 from kedit_core.errors import BaseMismatchError, InputError, KeditError
+from kedit_core.folders import apply_to_folder, revert_folder
 from kedit_core.patches import DenseDelta, EditPatch, PatchStack, Replace, SparseDelta, digests_of
-from kedit_core.patches.diffing import diff_folders
-from kedit_core.patches.diffing_exact import exact_operation, size_of
-from kedit_core.patches.diffing_low_rank import leading, low_rank_operation
-from kedit_core.patches.disk import apply_to_folder, revert_folder
 from kedit_core.testing.tiny import tiny_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -13,8 +13,8 @@ from attrs import asdict, field, frozen
 from attrs.validators import matches_re
 
 from kedit_core.errors import InputError, KeditError, StackDisturbedError
-from kedit_core.patches._checkpoint import Checkpoint, read_json
-from kedit_core.patches._shards import Entry, Shard, file_digest, write_file, write_shard
+from kedit_core.folders._checkpoint import Checkpoint, read_json
+from kedit_core.folders._shards import Entry, Shard, file_digest, write_file, write_shard
 from kedit_core.patches.format import EditPatch
 from kedit_core.patches.trust import ANYONE
 

@@ -20,9 +20,9 @@ from kedit_core.files import replacing
 from kedit_core.patches.entries import check_order
 from kedit_core.patches.format import EditPatch
 from kedit_core.patches.operations import as_tuple
-from kedit_core.patches.stack_file_faults import ENDINGS, FORMAT, PATCH_FIELDS, is_folder, stack_faults
-from kedit_core.patches.stack_file_yaml import LARGEST, read_yaml, write_yaml
 from kedit_core.patches.trust import Trust
+from kedit_core.stacks.faults import ENDINGS, FORMAT, PATCH_FIELDS, is_folder, stack_faults
+from kedit_core.stacks.text import LARGEST, read_yaml, write_yaml
 
 HEADER = "# A stack of kedit patches: `kedit stack --help`. Comments are lost when kedit changes this file.\n"
 
@@ -60,7 +60,7 @@ class StackFile:
         dtype: what the base is loaded in; None: as stored.
         patches: lowest first.
         weights_sha256: digest of the weights that the patches are about, with the stack on; see
-            :mod:`kedit_core.patches.stack_file_digest`. None: not recorded.
+            :mod:`kedit_core.stacks.digest`. None: not recorded.
         arithmetic: what the digest was computed with; elsewhere weights may differ by rounding.
         folder: of the file.
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kedit_core.comparing.comparison import Comparison
 from kedit_core.errors import InputError
 from kedit_core.extras import needed
 from kedit_core.files import replacing
-from kedit_core.patches.comparison import Comparison
 
 _WRITTEN = 12  # patches up to which the cells of a heat map have numbers in them
 _LABELLED = 40  # weights up to which each has its label

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from kedit_core.errors import BaseMismatchError, InputError, StackOrderError
-from kedit_core.patches._checkpoint import Checkpoint
-from kedit_core.patches._record import FOLDER, History
-from kedit_core.patches._rewriting import FolderChange, Rewrite
-from kedit_core.patches._shards import FLOAT_DTYPES
+from kedit_core.folders._checkpoint import Checkpoint
+from kedit_core.folders._record import FOLDER, History
+from kedit_core.folders._rewriting import FolderChange, Rewrite
+from kedit_core.folders._shards import FLOAT_DTYPES
+from kedit_core.folders.base import FolderBase, TensorCheck
 from kedit_core.patches.baseline import check_requirements
 from kedit_core.patches.digests import dtype_name
 from kedit_core.patches.entries import check_order
-from kedit_core.patches.folder_base import FolderBase, TensorCheck
 from kedit_core.patches.format import EditPatch
 from kedit_core.patches.operations import ModuleOperation, RouterOperation
 

@@ -1,4 +1,4 @@
-"""What a diff of two checkpoints found; :mod:`kedit_core.patches.diffing` makes it."""
+"""What a diff of two checkpoints found; :mod:`kedit_core.comparing.diff` makes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison of patches found; :mod:`kedit_core.patches.comparing` makes it and says what the numbers mean."""
+"""What a comparison of patches found; :mod:`kedit_core.comparing.overlaps` makes it and says what the numbers mean."""
 
 from __future__ import annotations
 
@@ -166,6 +166,6 @@ class Comparison:
             MissingExtraError: matplotlib is not installed.
             InputError: an ending that matplotlib does not write, or nothing to draw.
         """
-        from kedit_core.patches.comparison_plot import draw
+        from kedit_core.comparing.plot import draw
 
         draw(self, path)

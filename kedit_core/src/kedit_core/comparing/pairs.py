@@ -11,11 +11,11 @@ from typing import Any, Literal, TypeAlias
 from attrs import frozen
 
 from kedit_core.errors import BaseMismatchError, InputError
-from kedit_core.patches._checkpoint import INDEX, read_json
-from kedit_core.patches._record import FOLDER
-from kedit_core.patches._replacing import files_below
-from kedit_core.patches._shards import Shard, file_digest
-from kedit_core.patches.folder_base import FolderBase
+from kedit_core.folders._checkpoint import INDEX, read_json
+from kedit_core.folders._record import FOLDER
+from kedit_core.folders._replacing import files_below
+from kedit_core.folders._shards import Shard, file_digest
+from kedit_core.folders.base import FolderBase
 
 Status: TypeAlias = Literal[
     "same", "changed", "dtype", "shape", "untied", "only_in_base", "only_in_edited", "unnameable"

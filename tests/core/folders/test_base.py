@@ -11,8 +11,8 @@ from core.patches.patch_kit import patch_of
 from safetensors.torch import load_file, save_file
 
 from kedit_core.errors import InputError
+from kedit_core.folders import FolderBase, apply_to_folder
 from kedit_core.patches import LowRankDelta, ModuleOperation, PatchStack, RouterOperation
-from kedit_core.patches.disk import FolderBase, apply_to_folder
 from kedit_core.testing.tiny import tiny_model
 
 CASES = [("gpt2", torch.float32), ("llama", torch.bfloat16), ("t5", torch.float16), ("t5_gated", torch.float32)]

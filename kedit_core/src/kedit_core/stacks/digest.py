@@ -22,13 +22,13 @@ from attrs import evolve, field, frozen
 
 from kedit_core.contract import Way
 from kedit_core.errors import BaseMismatchError, InputError
-from kedit_core.patches._shards import FLOAT_DTYPES
+from kedit_core.folders._shards import FLOAT_DTYPES
+from kedit_core.folders.base import FolderBase
 from kedit_core.patches.digests import dtype_name, tensor_digest
-from kedit_core.patches.folder_base import FolderBase
 from kedit_core.patches.format import BaseTensor, EditPatch
 from kedit_core.patches.operations import WEIGHT_OPERATIONS, LowRankDelta, WeightOperation
-from kedit_core.patches.stack_file import StackFile
 from kedit_core.patches.weights import form_weight
+from kedit_core.stacks.file import StackFile
 
 if TYPE_CHECKING:
     from kedit_core.editing.progress import Progress

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kedit_core.comparing.changes import BaseWeights, base_weight, change_of, operations_at, shape_of
+from kedit_core.comparing.comparison import Change, Comparison, LeftOut, Overlap, Pair, PlaceComparison
+from kedit_core.comparing.spectra import EXACT, Spectrum, WeightChange, inner
 from kedit_core.errors import InputError
-from kedit_core.patches.changes import BaseWeights, base_weight, change_of, operations_at, shape_of
-from kedit_core.patches.comparison import Change, Comparison, LeftOut, Overlap, Pair, PlaceComparison
 from kedit_core.patches.format import EditPatch
 from kedit_core.patches.operations import WEIGHT_OPERATIONS, ModuleOperation, Replace, RouterOperation
-from kedit_core.patches.spectra import EXACT, Spectrum, WeightChange, inner
 from kedit_core.patches.summary import describe_operation
 
 if TYPE_CHECKING:

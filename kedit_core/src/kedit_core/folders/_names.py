@@ -11,9 +11,9 @@ from attrs import define, field
 from torch import nn
 
 from kedit_core.errors import BaseMismatchError, InputError, UnsupportedModelError
+from kedit_core.folders._checkpoint import Checkpoint
 from kedit_core.models.adapter import Layout
 from kedit_core.models.parameters import layout_of
-from kedit_core.patches._checkpoint import Checkpoint
 from kedit_core.patches.digests import config_digest
 
 

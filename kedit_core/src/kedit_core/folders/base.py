@@ -11,10 +11,10 @@ from attrs import frozen
 from torch import Tensor
 
 from kedit_core.errors import BaseMismatchError, InputError
-from kedit_core.patches._checkpoint import Checkpoint
-from kedit_core.patches._names import Names
-from kedit_core.patches._record import History, originals
-from kedit_core.patches._shards import FLOAT_DTYPES, Shard
+from kedit_core.folders._checkpoint import Checkpoint
+from kedit_core.folders._names import Names
+from kedit_core.folders._record import History, originals
+from kedit_core.folders._shards import FLOAT_DTYPES, Shard
 from kedit_core.patches.digests import digests_in, digests_of, dtype_name, tensor_digest
 from kedit_core.patches.format import Base, BaseTensor, EditPatch
 from kedit_core.patches.operations import ModuleOperation, Operation, RouterOperation

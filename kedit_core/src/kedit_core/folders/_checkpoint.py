@@ -10,7 +10,7 @@ from typing import Any
 from attrs import frozen
 
 from kedit_core.errors import InputError
-from kedit_core.patches._shards import Entry, Shard
+from kedit_core.folders._shards import Entry, Shard
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -13,11 +13,11 @@ from core.patches.checkpoint_kit import edited_in_every_way, files, load, rewrit
 from core.patches.patch_kit import patch_of, whisper
 from torch import Tensor
 
+from kedit_core.comparing.auditing import Audit, TensorAudit, audit_folders
+from kedit_core.comparing.diff import diff_folders
 from kedit_core.errors import BaseMismatchError, InputError
+from kedit_core.folders import apply_to_folder, revert_folder
 from kedit_core.patches import DenseDelta, LowRankDelta, PatchStack
-from kedit_core.patches.auditing import Audit, TensorAudit, audit_folders
-from kedit_core.patches.diffing import diff_folders
-from kedit_core.patches.disk import apply_to_folder, revert_folder
 from kedit_core.testing.tiny import tiny_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"

@@ -1,4 +1,4 @@
-"""What :func:`kedit_core.patches.conflicts.conflicts` found, and how it is told."""
+"""What :func:`kedit_core.comparing.conflicting.conflicts` found, and how it is told."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeAlias
 
 from attrs import asdict, frozen
 
-from kedit_core.patches.comparison import Overlap
-from kedit_core.patches.conflicts_facts import FactConflicts, SharedPrompt
+from kedit_core.comparing.comparison import Overlap
+from kedit_core.comparing.conflicts_facts import FactConflicts, SharedPrompt
 
 Effect: TypeAlias = Literal[
     "add up",
@@ -39,8 +39,8 @@ class WeightMeeting:
     """A weight that two patches change.
 
     Attributes:
-        effect: what the changes do together; :mod:`kedit_core.patches.conflicts` says what each word means.
-        cosine, columns, rows: as in :class:`kedit_core.patches.comparison.Pair`; None where not measured.
+        effect: what the changes do together; :mod:`kedit_core.comparing.conflicting` says what each word means.
+        cosine, columns, rows: as in :class:`kedit_core.comparing.comparison.Pair`; None where not measured.
     """
 
     place: str

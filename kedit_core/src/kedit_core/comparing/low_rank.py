@@ -10,8 +10,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from kedit_core.comparing.exact import delta_of, formed, gives
 from kedit_core.models.adapter import Layout
-from kedit_core.patches.diffing_exact import delta_of, formed, gives
 from kedit_core.patches.operations import LowRankDelta, Owned
 from kedit_core.patches.weights import exact_dtype, exact_maths
 

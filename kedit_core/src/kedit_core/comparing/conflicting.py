@@ -2,7 +2,7 @@
 
 Nothing is run, so this says where patches meet, not what the model then answers; only an evaluation shows that.
 
-At a weight that two patches change, by the measures of :mod:`kedit_core.patches.comparing` (from ``MEETING`` on they
+At a weight that two patches change, by the measures of :mod:`kedit_core.comparing.overlaps` (from ``MEETING`` on they
 count): ``add up`` (cosine of the changes), ``cancel`` (negative cosine), ``share inputs`` (weighted overlap of row
 spaces: both answer to the same inputs with something else), ``share outputs`` (column spaces), ``lie apart``. A
 ``replace`` takes the place of the base below all deltas: of two, the higher stays (``replaced``); deltas go on top
@@ -15,15 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from kedit_core.comparing.changes import BaseWeights, operations_at
+from kedit_core.comparing.comparison import Pair
+from kedit_core.comparing.conflicts_facts import compare_facts
+from kedit_core.comparing.conflicts_report import ConflictReport, Effect, Meeting, PatchPair, WeightMeeting
+from kedit_core.comparing.overlaps import compare
 from kedit_core.errors import InputError, StackOrderError
-from kedit_core.patches.changes import BaseWeights, operations_at
-from kedit_core.patches.comparing import compare
-from kedit_core.patches.comparison import Pair
-from kedit_core.patches.conflicts_facts import compare_facts
-from kedit_core.patches.conflicts_report import ConflictReport, Effect, Meeting, PatchPair, WeightMeeting
 from kedit_core.patches.format import EditPatch
 from kedit_core.patches.operations import ModuleOperation, Replace, RouterOperation
-from kedit_core.patches.stack_file import check_stack_order
+from kedit_core.stacks.file import check_stack_order
 
 if TYPE_CHECKING:
     from kedit_core.editing.progress import Progress
@@ -45,7 +45,7 @@ def conflicts(
 
     Args:
         patches: in the order in which they are to be put on.
-        base: place -> the base weight, as for :func:`kedit_core.patches.comparing.compare`.
+        base: place -> the base weight, as for :func:`kedit_core.comparing.overlaps.compare`.
         names: what to call them; the beginnings of their ids unless given.
         quick: leave out overlaps that need a dense SVD.
         progress: called as ``progress(text, total=places)``.

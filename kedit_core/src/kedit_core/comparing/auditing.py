@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kedit_core.comparing.audit import Audit, Claim, Kind, TensorAudit
+from kedit_core.comparing.changes import operations_at
+from kedit_core.comparing.exact import bits, delta_of, same_bits
+from kedit_core.comparing.low_rank import leading
+from kedit_core.comparing.pairs import FileDifference, FolderPair, Paired
 from kedit_core.errors import BaseMismatchError, StackDisturbedError
-from kedit_core.patches._record import History
-from kedit_core.patches.audit import Audit, Claim, Kind, TensorAudit
-from kedit_core.patches.changes import operations_at
-from kedit_core.patches.diffing_exact import bits, delta_of, same_bits
-from kedit_core.patches.diffing_low_rank import leading
-from kedit_core.patches.diffing_pairs import FileDifference, FolderPair, Paired
+from kedit_core.folders._record import History
+from kedit_core.folders.disk import weights_only
 from kedit_core.patches.digests import dtype_name
-from kedit_core.patches.disk import weights_only
 from kedit_core.patches.format import EditPatch
 from kedit_core.patches.operations import WeightOperation
 from kedit_core.patches.weights import form_weight

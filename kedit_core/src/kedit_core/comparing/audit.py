@@ -1,4 +1,4 @@
-"""What an audit of a checkpoint found; :mod:`kedit_core.patches.auditing` makes it and says how."""
+"""What an audit of a checkpoint found; :mod:`kedit_core.comparing.auditing` makes it and says how."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from attrs import asdict, frozen
 
-from kedit_core.patches.diffing_pairs import FileDifference, Status
+from kedit_core.comparing.pairs import FileDifference, Status
 
 Kind: TypeAlias = Literal[
     "elements", "rows", "columns", "low rank", "dense", "signs of zeros", "rounded to another dtype", "NaN or infinity"
@@ -19,7 +19,7 @@ class TensorAudit:
 
     Attributes:
         place: its name in BASE.
-        status: see :class:`~kedit_core.patches.diffing_pairs.Paired`; ``same`` only beside ``explained`` False.
+        status: see :class:`~kedit_core.comparing.pairs.Paired`; ``same`` only beside ``explained`` False.
         why: more of it, in words.
         dtype, shape: as EDITED stores it; None where values cannot be compared.
         kind: the fewest numbers that say the change; with ``NaN or infinity`` on either side nothing more is told.

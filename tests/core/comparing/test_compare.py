@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kedit_core.comparing.overlaps import Comparison, Pair, compare
+from kedit_core.comparing.spectra import Spectrum, summed
 from kedit_core.errors import BaseMismatchError, InputError, MissingExtraError
 from kedit_core.patches import (
     Base,
@@ -28,8 +30,6 @@ from kedit_core.patches import (
     SparseDelta,
     digests_of,
 )
-from kedit_core.patches.comparing import Comparison, Pair, compare
-from kedit_core.patches.spectra import Spectrum, summed
 
 SHAPE = (12, 20)
 SHAPES = {"w": SHAPE, "v": (15, 9)}

@@ -23,6 +23,10 @@ from kedit_core.errors import (
     StackDisturbedError,
     StackOrderError,
 )
+from kedit_core.folders import FolderBase, apply_to_folder, revert_folder
+from kedit_core.folders import _replacing as replacing
+from kedit_core.folders._record import FOLDER
+from kedit_core.folders._shards import Shard
 from kedit_core.patches import (
     Base,
     BaseTensor,
@@ -37,10 +41,6 @@ from kedit_core.patches import (
     SparseDelta,
     digests_of,
 )
-from kedit_core.patches import _replacing as replacing
-from kedit_core.patches._record import FOLDER
-from kedit_core.patches._shards import Shard
-from kedit_core.patches.disk import FolderBase, apply_to_folder, revert_folder
 from kedit_core.testing.tiny import tiny_model
 
 pytestmark = pytest.mark.slow

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 from torch import Tensor
 
-from kedit_core.patches._checkpoint import Checkpoint
-from kedit_core.patches._record import FOLDER, EditedTensor, History, originals, write_history
-from kedit_core.patches._replacing import files_below, written_beside
-from kedit_core.patches._shards import OnBytes, copy_file, digest_of
+from kedit_core.folders._checkpoint import Checkpoint
+from kedit_core.folders._record import FOLDER, EditedTensor, History, originals, write_history
+from kedit_core.folders._replacing import files_below, written_beside
+from kedit_core.folders._shards import OnBytes, copy_file, digest_of
 from kedit_core.patches.digests import byte_view
 from kedit_core.patches.format import EditPatch
 from kedit_core.patches.operations import WEIGHT_OPERATIONS

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from kedit_core.editing import Editor
 from kedit_core.editing.stacks import live_digest
 from kedit_core.errors import BaseMismatchError, FaultsError, InputError, KeditError, StackOrderError
+from kedit_core.folders import apply_to_folder
+from kedit_core.folders.base import FolderBase
 from kedit_core.patches import EditPatch
-from kedit_core.patches.disk import apply_to_folder
-from kedit_core.patches.folder_base import FolderBase
-from kedit_core.patches.stack_file import StackedPatch, StackFile, base_reference, is_stack_file
-from kedit_core.patches.stack_file_digest import folder_digest, stored_dtype, touched
-from kedit_core.patches.stack_file_yaml import LARGEST, read_yaml, write_yaml
+from kedit_core.stacks.digest import folder_digest, stored_dtype, touched
+from kedit_core.stacks.file import StackedPatch, StackFile, base_reference, is_stack_file
+from kedit_core.stacks.text import LARGEST, read_yaml, write_yaml
 from kedit_core.testing.tiny import tiny
 
 ID = "ab" * 32

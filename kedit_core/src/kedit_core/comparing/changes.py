@@ -8,12 +8,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from kedit_core.comparing.spectra import EXACT, WeightChange, summed
 from kedit_core.errors import BaseMismatchError, InputError
 from kedit_core.patches.digests import digests_in, dtype_name
 from kedit_core.patches.format import EditPatch
 from kedit_core.patches.manifest import BaseTensor
 from kedit_core.patches.operations import WEIGHT_OPERATIONS, Replace, WeightOperation, out_in_shape
-from kedit_core.patches.spectra import EXACT, WeightChange, summed
 
 BaseWeights: TypeAlias = Callable[[str], Tensor]
 

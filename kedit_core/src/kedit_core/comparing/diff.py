@@ -16,11 +16,11 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from kedit_core.comparing.difference import Difference, PlaceDifference
+from kedit_core.comparing.exact import exact_operation, finite, size_of
+from kedit_core.comparing.low_rank import low_rank_operation
+from kedit_core.comparing.pairs import FolderPair, Paired
 from kedit_core.errors import BaseMismatchError, InputError, KeditError
-from kedit_core.patches.difference import Difference, PlaceDifference
-from kedit_core.patches.diffing_exact import exact_operation, finite, size_of
-from kedit_core.patches.diffing_low_rank import low_rank_operation
-from kedit_core.patches.diffing_pairs import FolderPair, Paired
 from kedit_core.patches.digests import tensor_digest
 from kedit_core.patches.format import Base, BaseTensor, EditPatch, MethodRef, State
 from kedit_core.patches.operations import LowRankDelta, SparseDelta, WeightOperation
