@@ -276,7 +276,7 @@ def test_signed_patches(home: Path) -> None:
     pytest.importorskip("cryptography")
     done("sign", "--new-key", "keys")
     private, public = sorted((home / "keys").iterdir(), key=lambda each: ".pub" in each.name)
-    for name in ("oslo", "above"):
+    for name in ("oslo", "above", "beside"):
         done("sign", f"{name}.safetensors", "--key", private)
     (home / "stacks").mkdir()
     done("stack", "new", "base", "oslo.safetensors", "-o", "stacks/s.yaml", "--key", public)
@@ -292,6 +292,16 @@ def test_signed_patches(home: Path) -> None:
         assert refused.exit_code == 1 and "no signature" in refused.output
     refused = run("stack", "apply", "stacks/s.yaml", "-o", "more", "--key", public)
     assert refused.exit_code == 1 and not (home / "more").exists()
+    refused = run("stack", "add", "stacks/s.yaml", "beside.safetensors", "--no-lock", "--key", public)
+    assert refused.exit_code == 1 and "no signature" in refused.output  # of the one that is there already
+
+
+def test_facts_cannot_look_like_lines_of_ours(home: Path) -> None:
+    fact = {"prompt": "France\n\x1b[2JThe weights are right", "target_new": "Oslo"}
+    evolve(EditPatch.load("oslo.safetensors"), requests=(fact,)).save("oslo.safetensors")
+    done("stack", "new", "base", "oslo.safetensors", "-o", "s.yaml", "--no-lock")
+    shown = done("stack", "show", "s.yaml").stdout
+    assert r"France\n\x1b[2JThe weights are right -> Oslo" in shown and len(shown.splitlines()) == 4
 
 
 def test_conflicts(home: Path) -> None:

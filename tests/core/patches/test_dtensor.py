@@ -153,8 +153,16 @@ def refused(rank: int) -> dict[str, Any]:
 
     digest = stack.weights_digest()
     trial("other patch", lambda: stack.apply((patch, other)[rank]))
+    trial("other way", lambda: stack.apply(patch, way=("merged", "attached")[rank]))
+    trial("forced by one", lambda: stack.apply(patch, force=rank == 1))
+    trial("other place", lambda: stack.base_of([(DOWN, NORM)[rank]]))
     told["untouched"] = stack.weights_digest() == digest
-    trial("only one of them has it", lambda: stack.remove(patch))
+    with stack.applied(patch):
+        trial("only one of them has it", lambda: stack.remove((patch, other)[rank]))
+        with stack.provisional() as writer:
+            trial("other operations", lambda: writer.add(patch.operations, way=("merged", "attached")[rank]))
+    told["nothing on"] = stack.patches == () and stack.weights_digest() == digest
+    trial("not on", lambda: stack.remove(patch))
     parameter = model.get_parameter(DOWN)
     with torch.no_grad():
         if rank == 1:
@@ -245,9 +253,10 @@ def test_a_branch_beside_what_fsdp_gathers(told: list[dict[str, Any]]) -> None:
 def test_what_one_refuses_all_refuse(told: list[dict[str, Any]]) -> None:
     first, second = (each["refused"] for each in told)
     assert first["untouched"] and second["untouched"]
+    assert first["nothing on"] and second["nothing on"]
     assert first["one writes, nothing kept"] and second["one writes, nothing kept"]
     for fault, words in (
-        ("only one of them has it", "StackOrderError"),
+        ("not on", "StackOrderError"),
         ("other base", "BaseMismatchError"),
         ("disturbed", f"StackDisturbedError: '{DOWN}' was written to"),
         ("disturbed on leaving", "StackDisturbedError"),
@@ -255,7 +264,11 @@ def test_what_one_refuses_all_refuse(told: list[dict[str, Any]]) -> None:
         ("branch in a parallel layer", "InputError: a branch cannot be attached"),
     ):
         assert first[fault] == second[fault] and first[fault].startswith(words), (first[fault], second[fault])
-    assert all("same patches in the same order" in each["other patch"] for each in (first, second))
+    for fault in (
+        "other patch", "other way", "forced by one", "other place", "only one of them has it", "other operations",
+    ):  # fmt: skip
+        for each in (first, second):
+            assert each[fault].startswith("StackOrderError: this process is about to") and "another one" in each[fault]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,36 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     alone = tiny_model("llama")
     with pytest.raises(BaseMismatchError, match="hashes to"):
         PatchStack.of(model).apply(patch_of(PatchStack.of(alone), [operation_at(alone, DOWN)]))
-    (tmp_path / f"{DOWN}.dat").unlink()
+    file = tmp_path / f"{DOWN}.dat"
+    file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(InputError, match="cannot be read from its file"):
         PatchStack.of(model).base(DOWN)
+    file.unlink()
+    with pytest.raises(InputError, match="cannot be read from its file"):
+        PatchStack.of(model).base(DOWN)
+    model = offloaded("memory", tmp_path, tiny_model("llama"))
+    del model.get_submodule(DOWN.removesuffix(".weight"))._hf_hook.weights_map.dataset[DOWN]
+    with pytest.raises(InputError, match="is not in its map of weights any more"):
+        PatchStack.of(model).base(DOWN)
+
+
+def test_a_base_that_is_exchanged_on_disk_under_a_patch(tmp_path: Path) -> None:
+    """The edited weight is in memory, and what it would be reverted to, or built anew from, is another one."""
+    model, alone = offloaded("disk", tmp_path, tiny_model("llama")), tiny_model("llama")
+    stack = PatchStack.of(model)
+    digest, file = stack.weights_digest(), tmp_path / f"{DOWN}.dat"
+    stack.apply(patch_of(stack, [operation_at(alone, DOWN)]))
+    second, edited = patch_of(stack, [operation_at(alone, DOWN, "dense_delta", 2)]), stack.weights_digest()
+    before, times = file.read_bytes(), file.stat()
+    file.write_bytes(bytes(len(before)))
+    for change in (stack.check, stack.clear, lambda: stack.apply(second)):
+        with pytest.raises(StackDisturbedError, match="had the file that its base is in written"):
+            change()
+    assert stack.weights_digest() == edited
+    file.write_bytes(before)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    stack.clear()
+    assert stack.weights_digest() == digest
 
 
 def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
@@ -207,6 +235,9 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     accelerate.hooks.attach_align_device_hook(model.lm_head, "cpu", offload=True)
     with pytest.raises(InputError, match=r"tied to 'lm_head.weight', and only one of them is offloaded"):
         model.hf_device_map = {"transformer": "cpu", "lm_head": "disk"}
+        PatchStack.of(model).base_of([TIED])
+    del model.hf_device_map  # accelerate's hooks put there by hand leave none
+    with pytest.raises(InputError, match=r"tied to 'lm_head.weight', and only one of them is offloaded"):
         PatchStack.of(model).base_of([TIED])
     # packed, and offloaded as well
     model = tiny_model("llama").requires_grad_(False)

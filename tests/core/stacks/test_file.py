@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -119,6 +120,9 @@ REFUSED = {
     "no YAML": ("a: [", "line 1"),
     "a key that is no text": ("1: 2", "a key must be text"),
     "a long number": (f"format: {'9' * 5000}", "too many digits"),
+    "a character beyond the last": ('a: "\\U00110000"', "an escape or a number in it is beyond"),
+    "a character far beyond the last": ('a: "\\UFFFFFFFF"', "an escape or a number in it is beyond"),
+    "a version of YAML with many digits": (f"%YAML {'9' * 5000}.1\n---\na: 1\n", "a number in it is beyond"),
     "control characters": ("a: \x00", "special characters"),
     "nothing": ("", "the file: is no mapping"),
     "a list": ("- a", "the file: is no mapping"),
@@ -193,9 +197,13 @@ def test_not_bytes_of_utf_8(tmp_path: Path) -> None:
         StackFile.load(tmp_path / "s.yaml")
 
 
-def test_no_file_and_other_folders(tmp_path: Path) -> None:
+def test_no_file_and_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="there is no stack file"):
         StackFile.load(tmp_path / "s.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="could not be read"):
+        patched.setattr(Path, "is_file", lambda path: True)  # it became a pipe after somebody looked
+        StackFile.load(tmp_path / "pipe.yaml")
     stack = StackFile(base="org/model", patches=[StackedPatch(id=ID, file="a")], folder=tmp_path)
     with pytest.raises(InputError, match="files lie beside"):
         stack.save(tmp_path.parent / "s.yaml")

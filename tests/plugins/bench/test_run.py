@@ -19,6 +19,7 @@ from kedit_bench.state import CellState
 from kedit_core import Editor
 from kedit_core.errors import InputError
 from kedit_core.evaluation import Evaluation
+from kedit_core.patches.keys import new_pair
 from kedit_core.plugins import Host
 from kedit_core.requests import dump_requests
 
@@ -173,7 +174,11 @@ class Stopped(KeyboardInterrupt):
 def test_a_run_that_was_stopped_goes_on(
     folder: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    """Stopped before the n-th part was on disk, again before the next, and a third time right behind it."""
+    """Stopped before the n-th part was on disk, again before the next, and a third time right behind it.
+
+    Where only signed patches are read, too: those that a run keeps are its own.
+    """
+    monkeypatch.setenv("KEDIT_TRUSTED_KEYS", str(new_pair(tmp_path / "keys")[1]))
     finish = CellState.finish_part
     settings: dict[str, Any] = {"methods": ["nudge", "gathering"], "scenarios": SCENARIOS}
 

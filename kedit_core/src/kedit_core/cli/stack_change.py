@@ -111,15 +111,16 @@ def add(
     json_to: str | None,
 ) -> None:
     """Put PATCH into STACK, on top unless --at says where. Comments in the file are lost."""
+    from kedit_core.patches.trust import policy_for
     from kedit_core.stacks.file import StackFile
 
     path, of_text = way_of(given)
     if way is not None and of_text is not None and way != of_text:
         raise InputError(f"{given} and --way {way} name two ways; give one of them")
-    before = StackFile.load(file)
+    before, trust = StackFile.load(file), policy_for(keys)
     one = read_given(path, way or of_text, file.parent, source, keys)
     stack = before.with_patch(one.entry, at)
-    patches = [one.patch if each.id == one.patch.id else stack.read_one(each) for each in stack.patches]
+    patches = [one.patch if each.id == one.patch.id else stack.read_one(each, trust=trust) for each in stack.patches]
     _write(ctx, file, stack, patches, [one], no_lock, json_to)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kedit_core.cli.common import emit, json_option, note, progress, say, show_table
+from kedit_core.cli.common import emit, json_option, note, one_line, progress, say, show_table
 from kedit_core.cli.model_options import keys_option
 from kedit_core.cli.stack_files import STACK_FILE, open_base, tell_conflicts
 from kedit_core.errors import KeditError, StackOrderError
@@ -57,7 +57,7 @@ def _facts(patch: EditPatch) -> list[str]:
 
     if isinstance(patch.requests, PrivateRequests):
         return [f"{patch.requests.count} private"]
-    told = [f"{fact['prompt']} -> {fact['target_new']}" for fact in patch.requests[:_SHOWN]]
+    told = [one_line(f"{fact['prompt']} -> {fact['target_new']}") for fact in patch.requests[:_SHOWN]]
     return [*told, f"and {len(patch.requests) - _SHOWN} more"] if len(patch.requests) > _SHOWN else told
 
 

@@ -160,11 +160,18 @@ def verify(
     if force:
         return True
     check_architecture(model, patch.base)
-    unknown = check_digests(patch, places, digest)
+    return check_unknown(model, patch.base, check_digests(patch, places, digest), allow_unverified, name)
+
+
+def check_unknown(model: nn.Module, base: Base, unknown: Sequence[str], allowed: bool, name: str | None) -> bool:
+    """Whether a patch goes on unverified, ``unknown`` being the tensors that could not be compared.
+
+    Raises BaseMismatchError when that is not ``allowed``, or when names or revisions differ (``name``: the model's).
+    """
     if not unknown:
         return False
-    check_names(model, patch.base, name)
-    if not allow_unverified:
+    check_names(model, base, name)
+    if not allowed:
         raise BaseMismatchError(
             f"{unknown[0]!r} cannot be compared with what the patch was made for (it is quantised, or the patch has no "
             "digest of its dtype); allow unverified weights to put it on all the same"

@@ -61,8 +61,9 @@ class Beneath:
     ) -> Base:
         """What a patch records of the base; see :meth:`PatchStack.base_of`."""
         tensors, names = {}, names_by_parameter(self._model)
-        with ranks.agree(f"describe the base at {len(places)} places"):
-            found = [find_place(self._model, each, names) for each in parameters_of(self._model, places)]
+        wanted = parameters_of(self._model, places)
+        with ranks.agree(f"describe the base at {', '.join(wanted)}"):
+            found = [find_place(self._model, each, names) for each in wanted]
         for place in found:
             digests = {} if place.packed else self._digests_of(place, base_dtypes(place.dtype), ranks)
             tensors[place.name] = baseline.describe_tensor(place, digests)

@@ -31,7 +31,8 @@ class ProvisionalWriter:
             raise StackOrderError("this provisional block has ended; open another one")
         stack = self._stack
         stack._ready()
-        with stack._ranks().agree(f"add {len(operations)} provisional operations"):
+        kinds = ", ".join(operation.type for operation in operations)
+        with stack._ranks().agree(f"add {kinds} provisionally (way {way})"):
             entry = stack._entry(None, tuple(operations), way, {}, True)
         stack._change((*stack._entries, entry), provisional=True)
         self._entries.append(entry)

@@ -35,8 +35,8 @@ class Ranks:
         return cls([mesh.get_group(dimension) for mesh in meshes(model) for dimension in range(mesh.ndim)])
 
     def any(self, mine: bool) -> bool:
-        """Whether it is so for one of them."""
-        return mine if not self._groups else any(self._collected(mine))
+        """Whether it is so for one of them. Raises StackOrderError when another process takes another step."""
+        return any(theirs for theirs in self._told("hash a weight", mine)) if self._groups else mine
 
     @contextmanager
     def agree(self, step: str) -> Iterator[None]:
@@ -52,17 +52,22 @@ class Ranks:
             yield
         except Exception as raised:
             error = raised
-        told = self._collected((step, None if error is None else _fault(error)))
+        told = self._told(step, None if error is None else _fault(error), error)
+        faults = [fault for fault in told if fault is not None]
+        if error is not None and _fault(error) == faults[0]:
+            raise error
+        if faults:
+            raise _again(*faults[0]) from error
+
+    def _told(self, step: str, mine: Any, error: Exception | None = None) -> list[Any]:
+        """What each process says of a step, this one ``mine``; StackOrderError (from ``error``) when one is elsewhere."""
+        told = self._collected((step, mine))
         if others := [other for other, _ in told if other != step]:
             raise StackOrderError(
                 f"this process is about to {step} and another one is about to {others[0]}; the processes that hold a "
                 "model between them put on and take off the same patches in the same order"
             ) from error
-        faults = [fault for _, fault in told if fault is not None]
-        if error is not None and _fault(error) == faults[0]:
-            raise error
-        if faults:
-            raise _again(*faults[0]) from error
+        return [theirs for _, theirs in told]
 
     def _collected(self, mine: Any) -> list[Any]:
         """What each process says."""

@@ -168,6 +168,8 @@ class Slots:
             return "was removed"
         if owner is not place.owner or not place.storage.there:
             return "was exchanged"
+        if place.storage.outdated(slot.base, slot.base_mark):
+            return "had the file that its base is in written"
         now = place.storage.mark()
         if now == slot.mark:
             return None

@@ -214,16 +214,21 @@ class PatchStack:
         if way is not None and way not in WAYS:
             raise InputError(f"there is no way {way!r}; it is {' or '.join(WAYS)}")
         ranks = self._ranks()
-        with ranks.agree(f"apply {patch.id[:12]}"):
+        how = f"way {way}, force {force}, allow_unverified {allow_unverified}, name {name}"
+        with ranks.agree(f"apply {patch.id[:12]} ({how})"):
             self._ready_here()
             check_order(patch, [entry.patch.id for entry in self.patches])
             started = perf_counter()
             names = names_by_parameter(self.model)
             places = baseline.check_places(self.model, patch.base, force, names)
+            if not force:
+                baseline.check_architecture(self.model, patch.base)
+        # of weights that several processes hold all have to ask, so nothing may be refused by one of them here
         digest = partial(self._beneath.digest, ranks=ranks)
-        unverified = baseline.verify(self.model, patch, places, digest, force, allow_unverified, name)
+        unknown = () if force else baseline.check_digests(patch, places, digest)
         verified = perf_counter()
         with ranks.agree(f"prepare {patch.id[:12]}"):
+            unverified = force or baseline.check_unknown(self.model, patch.base, unknown, allow_unverified, name)
             found = baseline.check_requirements(patch.requires, resources or {}, self._files.of)
             entry = self._entry(patch, patch.operations, way, found, unverified, names)
         self._change((*self._entries, entry), names=names)
@@ -236,9 +241,10 @@ class PatchStack:
         Raises StackOrderError when it is not on, StackDisturbedError. Nothing was changed then.
         """
         patch_id = patch if isinstance(patch, str) else patch.id
-        self._ready()
-        if all(entry.id != patch_id for entry in self._entries):
-            raise StackOrderError(f"the patch {patch_id[:12]} is not on this model; see stack.patches")
+        with self._ranks().agree(f"remove {patch_id[:12]}"):
+            self._ready_here()
+            if all(entry.id != patch_id for entry in self._entries):
+                raise StackOrderError(f"the patch {patch_id[:12]} is not on this model; see stack.patches")
         self._change(tuple(entry for entry in self._entries if entry.id != patch_id))
         orphans = tuple(entry.patch.id for entry in self.patches if patch_id in entry.patch.parents)
         return Removal(patch_id=patch_id, orphans=orphans)

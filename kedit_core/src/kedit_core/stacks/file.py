@@ -16,7 +16,7 @@ from attrs import evolve, field, frozen
 
 from kedit_core.contract import Way
 from kedit_core.errors import FaultsError, InputError, KeditError, StackOrderError
-from kedit_core.files import replacing
+from kedit_core.files import open_regular, replacing
 from kedit_core.patches.entries import check_order
 from kedit_core.patches.format import EditPatch
 from kedit_core.patches.operations import as_tuple
@@ -90,7 +90,7 @@ class StackFile:
         try:
             if not source.is_file():
                 raise InputError(f"there is no stack file {source}; check the path")
-            with source.open("rb") as stream:
+            with open_regular(source) as stream:
                 data = stream.read(LARGEST + 1)
             content = read_yaml(data)
         except OSError as error:

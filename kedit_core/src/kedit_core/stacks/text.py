@@ -41,6 +41,8 @@ def read_yaml(data: bytes) -> Any:
         raise ValueError(f"{f'line {mark.line + 1}: ' if mark else ''}{told or 'is not YAML'}") from None
     except yaml.YAMLError as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    except (ValueError, OverflowError):  # PyYAML's own reading of \U escapes and of the %YAML line
+        raise ValueError("an escape or a number in it is beyond what YAML has") from None
 
 
 def write_yaml(fields: Mapping[str, Any]) -> str:

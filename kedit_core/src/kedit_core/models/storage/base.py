@@ -75,6 +75,10 @@ class Storage(ABC):
     def hold(self) -> Held:
         """What is in it now, for :meth:`restore`."""
 
+    def outdated(self, held: Held, mark: Fingerprint) -> bool:
+        """Whether what ``held`` holds is not any more what it was when the mark was ``mark``: a file somebody wrote."""
+        return False
+
     @abstractmethod
     def read(self, held: Held) -> Tensor:
         """The value that ``held`` holds (this process's part of it); often an alias, so never write to it."""

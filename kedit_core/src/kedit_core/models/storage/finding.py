@@ -9,7 +9,7 @@ from torch import nn
 
 from kedit_core.errors import InputError
 from kedit_core.models.storage.base import Packed, Plain, Storage, is_packed
-from kedit_core.models.storage.names import last_entry, named_tensors, split_tie
+from kedit_core.models.storage.names import last_entry, split_tie
 from kedit_core.models.storage.offloaded import Offloaded, offload_of
 from kedit_core.models.storage.sharded import Sharded, is_gathered, is_spread, local_part
 
@@ -34,8 +34,7 @@ def storage_of(model: nn.Module, name: str, aliases: Sequence[str] = ()) -> Stor
         return _offloaded(model, name, aliases, owner, leaf)
     if is_packed(parameter):
         return Packed(owner, leaf)
-    if "hf_device_map" in model.__dict__:
-        _check_ties(model, name, aliases)
+    _check_ties(model, name, aliases)
     return Plain(owner, leaf)
 
 
@@ -59,8 +58,7 @@ def _offloaded(model: nn.Module, name: str, aliases: Sequence[str], owner: nn.Mo
 
 
 def _check_ties(model: nn.Module, name: str, aliases: Sequence[str]) -> None:
-    kept = {each: tensor.is_meta for each, tensor in named_tensors(model, "_parameters", "named_parameters")}
-    if (other := split_tie(model, (name, *aliases), kept)) is not None:
+    if (other := split_tie(model, (name, *aliases))) is not None:
         raise InputError(
             f"{name!r} is tied to {other!r}, and only one of them is offloaded, so a change would reach one alone; put "
             "both on one device"

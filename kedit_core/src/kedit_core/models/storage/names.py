@@ -53,16 +53,22 @@ def last_entry(model: nn.Module, name: str) -> Entry | None:
     return None if offload is None else offload.entries(leaf)[-1]
 
 
-def split_tie(model: nn.Module, names: Sequence[str], known: Mapping[str, bool]) -> str | None:
-    """A parameter that transformers ties to one of ``names`` and that is kept elsewhere now; None when there is none.
-
-    ``known``: every parameter's name -> whether it is offloaded.
-    """
+def split_tie(model: nn.Module, names: Sequence[str]) -> str | None:
+    """A parameter that transformers ties to one of ``names`` where only one of the two is offloaded; None without one."""
     for one, other in declared_ties(model).items():
         for mine, theirs in ((one, other), (other, one)):
-            if mine in names and theirs not in names and known.get(theirs, known[mine]) != known[mine]:
+            if mine in names and theirs not in names and _is_empty(model, mine) != _is_empty(model, theirs):
                 return theirs
     return None
+
+
+def _is_empty(model: nn.Module, name: str) -> bool:
+    path, _, leaf = name.rpartition(".")
+    try:
+        found = model.get_submodule(path)._parameters.get(leaf)
+    except AttributeError:
+        return False  # such a model declares a tie of what it was made without
+    return found is not None and found.is_meta
 
 
 def _joined(model: nn.Module, names: dict[int, list[str]], empty: Mapping[str, int]) -> dict[int, list[str]]:

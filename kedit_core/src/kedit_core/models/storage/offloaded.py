@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from attrs import frozen
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kedit_core.errors import InputError
@@ -48,11 +49,13 @@ class Entry:
 
     def from_file(self) -> Tensor:
         """What the file says. Raises InputError when it cannot be read."""
+        if self.loader is None:
+            raise InputError(f"the offloaded weight {self.key!r} is not in its map of weights any more; load the model anew")
         bare = copy.copy(self.loader)
         bare.state_dict = {}
         try:
             found: Tensor = bare[self.key]
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise InputError(f"the offloaded weight {self.key!r} cannot be read from its file ({error})") from error
         return found
 
@@ -65,6 +68,16 @@ class Entry:
         if (file := info.get("safetensors_file")) is not None:
             return str(file), str(info.get("weight_name", self.key))
         return str(Path(self.loader.save_folder) / f"{self.key}.dat"), self.key
+
+    def file_state(self) -> tuple[Any, ...]:
+        """What changes when somebody exchanges the file: its name, size and time."""
+        if (file := self.file) is None:
+            return ("missing",)
+        try:
+            state = Path(file[0]).stat()
+        except OSError:
+            return (*file, "missing")
+        return (*file, state.st_size, state.st_mtime_ns)
 
     @property
     def same_as(self) -> tuple[Any, ...]:
@@ -125,20 +138,17 @@ class Offloaded(Storage):
     def mark(self) -> Fingerprint:
         """That of the entry: its tensor's, or its file's size and time."""
         entry = self._entries[-1]
-        if (tensor := entry.now()) is not None:
-            return Fingerprint.of(tensor)
-        file = entry.file
-        if file is None:
-            return Fingerprint.of_file(self.parameter, ("missing",))
-        try:
-            state = Path(file[0]).stat()
-        except OSError:
-            return Fingerprint.of_file(self.parameter, (*file, "missing"))
-        return Fingerprint.of_file(self.parameter, (*file, state.st_size, state.st_mtime_ns))
+        tensor = entry.now()
+        return Fingerprint.of_file(self.parameter, entry.file_state()) if tensor is None else Fingerprint.of(tensor)
 
     def hold(self) -> Held:
         """The entries, by reference."""
         return tuple(entry.now() for entry in self._entries)
+
+    def outdated(self, held: Held, mark: Fingerprint) -> bool:
+        """Whether the file that the base is read from, while another value is in memory, is in another state."""
+        tensor = held[-1] if isinstance(held, tuple) else held
+        return tensor is None and self._entries[-1].file_state() != mark.source
 
     def read(self, held: Held) -> Tensor:
         """The entry as the module gets it, on the CPU; read from its file where it is in no memory."""
