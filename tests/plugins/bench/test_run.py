@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 from bench_tools import catalogue, figures, model_folder, request_file, run, some_requests
+from core.cli.test_cli_patch import make_patch
 
 from kedit_bench import groups, live, sequence
 from kedit_bench.cells import plan_cells
@@ -22,6 +23,7 @@ from kedit_core.evaluation import Evaluation
 from kedit_core.patches.keys import new_pair
 from kedit_core.plugins import Host
 from kedit_core.requests import dump_requests
+from kedit_core.testing.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -170,15 +172,22 @@ class Stopped(KeyboardInterrupt):
     pass
 
 
+def test_a_run_takes_up_its_own_patches_where_only_signed_ones_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEDIT_TRUSTED_KEYS", str(new_pair(tmp_path / "keys")[1]))
+    state, patch = CellState(tmp_path, "cell"), make_patch(tiny_model("llama"))
+    state.save_patch(0, patch)
+    taken = state.patch(0, patch.id)
+    assert taken is not None and taken.id == patch.id
+    assert state.patch(0, "0" * 64) is None
+
+
 @pytest.mark.parametrize("stop", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3, 8, 11, 12))])
 def test_a_run_that_was_stopped_goes_on(
     folder: Path, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    """Stopped before the n-th part was on disk, again before the next, and a third time right behind it.
-
-    Where only signed patches are read, too: those that a run keeps are its own.
-    """
-    monkeypatch.setenv("KEDIT_TRUSTED_KEYS", str(new_pair(tmp_path / "keys")[1]))
+    """Stopped before the n-th part was on disk, again before the next, and a third time right behind it."""
     finish = CellState.finish_part
     settings: dict[str, Any] = {"methods": ["nudge", "gathering"], "scenarios": SCENARIOS}
 
