@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parents[1]
 LISTS = REPO / "docs" / "api"
 COMMANDS = "commands"
 
-# Modules (not packages) all of whose names are public: what documentation shows, and plugins of our own stand on.
+# Modules (not packages) all of whose names are public: what documentation shows, and what has no package of its own.
 MODULES = (
     "kedit_core.cli.common",
     "kedit_core.cli.groups",
@@ -44,6 +44,7 @@ MODULES = (
     "kedit_factworld.training",
 )
 
+IN_PART = "(what other distributions of kedit use)"
 MARKS = ("property", "cached_property", "staticmethod", "classmethod", "abstractmethod")
 
 
@@ -131,17 +132,49 @@ def public_modules(source: Source, package: str) -> list[str]:
     return found
 
 
+def used_besides(source: Source, package: str) -> dict[str, list[str]]:
+    """What other distributions of ours import from a package beside what is public: module -> names.
+
+    They are released with it and installed apart from it, so such a name changes no more easily than a public one.
+    """
+    public, found = set(public_modules(source, package)), dict[str, set[str]]()
+    for importing in source.files:
+        if importing.split(".")[0] == package:
+            continue
+        for node in ast.walk(source.tree(importing)):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != package:
+                continue
+            for alias in node.names:
+                module, names = str(node.module), {alias.name}
+                if (whole := f"{module}.{alias.name}") in source.files:
+                    module, names = whole, _attributes(source.tree(importing), alias.asname or alias.name)
+                if module not in public:
+                    found.setdefault(module, set()).update(names)
+    return {module: sorted(names) for module, names in sorted(found.items())}
+
+
+def _attributes(tree: ast.Module, of: str) -> set[str]:
+    """What is asked of a name in a module: ``of.this``."""
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return {node.attr for node in found if isinstance(node.value, ast.Name) and node.value.id == of}
+
+
 def listing(source: Source, package: str) -> list[str]:
     """The lines about one distribution; what several modules export is shown in full once, at the longest path."""
-    modules = public_modules(source, package)
-    homes = {(module, name): source.home(module, name) for module in modules for name in source.exported(module)}
+    public = {module: source.exported(module) for module in public_modules(source, package)}
+    besides = used_besides(source, package)
+    homes = {(module, name): source.home(module, name) for module in public for name in public[module]}
     shown: dict[tuple[str, str], str] = {}
     for (module, name), (home, _) in sorted(homes.items(), key=lambda item: len(item[0][0].split("."))):
         shown[home, name] = module
+    for module in besides:
+        for name in besides[module]:
+            homes[module, name] = source.home(module, name)
+            shown.setdefault((homes[module, name][0], name), module)
     lines: list[str] = []
-    for module in modules:
-        lines += ["", module]
-        for name in source.exported(module):
+    for module, names in [*public.items(), *besides.items()]:
+        lines += ["", module if module in public else f"{module} {IN_PART}"]
+        for name in names:
             home, node = homes[module, name]
             if shown[home, name] != module or node is None:
                 lines.append(f"  {name}: see {shown[home, name] if node is not None else home}")

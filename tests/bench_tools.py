@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import toy_methods
 from toy_implementations import Nudge
+from warm_processes import WarmProcess
 
 from kedit_bench.commands.bench import bench
 from kedit_bench.reader import spec_from
@@ -112,7 +112,7 @@ kedit.main(["bench", *sys.argv[1:]])
 """
 
 
-def start(arguments: Sequence[str | Path], cache: Path) -> subprocess.Popen[str]:
+def start(arguments: Sequence[str | Path], cache: Path) -> WarmProcess:
     """``kedit bench`` with the toy methods as a process of its own."""
     paths = [path for path in sys.path if path] + [str(Path(__file__).parent)]
     environment = {
@@ -121,8 +121,7 @@ def start(arguments: Sequence[str | Path], cache: Path) -> subprocess.Popen[str]
         "KEDIT_CACHE": str(cache),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", _MAIN, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return WarmProcess(_MAIN, arguments, environment)
 
 
 def figures(bench: Mapping[str, Any]) -> dict[str, Any]:

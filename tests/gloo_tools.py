@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from warm_processes import WarmProcess
 
 TESTS = Path(__file__).parent
 
@@ -33,14 +34,7 @@ def run_ranks(
         "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
-        )
+        WarmProcess(code, arguments, {**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd)
         for rank in range(count)
     ]
     try:

@@ -63,7 +63,8 @@ TORCH_FREE = (
     "kedit_bench.spec", "kedit_bench.table", "kedit_bench.commands.bench",
     "kedit_factworld.plugin", "kedit_factworld.demo", "kedit_core.training.settings", "kedit_core.cli.train",
     "kedit_methods_meta.methods", "kedit_methods_meta.hparams.ke", "kedit_methods_meta.hparams.mend",
-    "kedit_methods_meta.hparams.malmen",
+    "kedit_methods_meta.hparams.malmen", "kedit_peft.plugin", "kedit_peft.commands.from_peft",
+    "kedit_hub.commands.push", "kedit_hub.commands.pull", "kedit_easyedit.command",
 )  # fmt: skip
 
 

@@ -261,6 +261,8 @@ def test_settings_that_multiply_are_refused_soon(tmp_path: Path) -> None:
     keys = ", ".join(f'"{n}": 0' for n in [*range(30_000), 29_999])
     (tmp_path / "twice.json").write_text(f"{{{keys}}}")
     assert "'29999' is given twice" in faults(read_settings, tmp_path / "twice.json")[0]
+    (tmp_path / "far.yaml").write_text('a: "\\UFFFFFFFF"')
+    assert "an escape in it is beyond" in faults(read_settings, tmp_path / "far.yaml")[0]
     (tmp_path / "endless.yaml").symlink_to("/dev/zero")
     assert "is larger than 16777216 bytes" in faults(read_settings, tmp_path / "endless.yaml")[0]
 

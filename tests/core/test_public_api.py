@@ -60,6 +60,18 @@ def test_what_documentation_imports_is_public(api: ModuleType) -> None:
             )
 
 
+def test_what_our_own_distributions_import_is_listed(api: ModuleType) -> None:
+    """They ask for `kedit-core>=0.X,<0.(X+1)`, so what they use of it must not change in between unseen."""
+    source, used = api.Source(), {"kedit_core.models.parameters": {"bare"}, "kedit_core.patches.canonical": {"dumps"}}
+    found = api.used_besides(source, "kedit_core")
+    assert all(names <= set(found[module]) for module, names in used.items())
+    assert not {*found} & {*api.public_modules(source, "kedit_core")}
+    core = api.written()["kedit-core"]
+    for module in found:
+        assert f"\n{module} {api.IN_PART}\n" in core, module
+    assert "def bare(module: nn.Module) -> nn.Module" in core
+
+
 SOURCE = '''
 @frozen
 class Thing(Base[int]):

@@ -107,6 +107,7 @@ def test_null_is_nothing_where_nothing_may_be() -> None:
         ({"portability": {"n": [{"prompt": "x", "meta": 3}]}}, "portability.n[0].meta: is the number 3"),
         ({"meta": []}, "meta: is a list, expected an object"),
         ({"targt_new": "x"}, "'targt_new' is no field of a request; did you mean 'target_new'? If not, put it under"),
+        ({"id": "x"}, "'id' is no field of a request; did you mean 'case_id'? If not, put it under"),
         ({"zzz": "x"}, "'zzz' is no field of a request; put it under meta"),
         ({"subject_span": [0]}, "subject_span: is a list, expected a list of two whole numbers"),
         ({"subject_span": [0, True]}, "subject_span: is a list"),

@@ -10,9 +10,11 @@ from typing import Literal
 import attrs
 import pytest
 
+from kedit_core.cli.edit import edit
 from kedit_core.contract import SCENARIOS
 from kedit_core.hparams import HyperParams, load_presets
 from kedit_core.plugins import METHODS, Catalogue
+from site_parts.about import about_table
 from site_parts.commands import command_reference
 from site_parts.docstrings import descriptions
 from site_parts.elsewhere import Elsewhere
@@ -51,6 +53,25 @@ def test_a_method_page_says_where_it_is_from_and_has_all_its_tables(name: str) -
     assert {found["name"] for found in MARKER.finditer(text)} == wanted
     assert {found["method"] for found in MARKER.finditer(text)} == {name}
     assert f'method="{name}"' in text and f'"{name}"' in text  # an example that runs (test_docs)
+
+
+def test_names_that_share_a_description_are_one_entry_of_the_reference() -> None:
+    griffe = pytest.importorskip("griffe", reason="needs mkdocstrings: pip install 'kedit[docs]'")
+    from site_parts.roles import together
+
+    docstring = griffe.Docstring(together("It.\n\nAttributes:\n    model, tokenizer: as given.\n    seed: a number."))
+    (_, section) = docstring.parse("google", warnings=False)
+    assert [each.name.split() for each in section.value] == [["model,", "tokenizer"], ["seed"]]
+    assert [each.annotation for each in section.value] == [None, None]
+
+
+@each_method
+def test_options_are_told_as_they_can_be_given(name: str) -> None:
+    told = about_table(SHIPPED[name], "kedit-x")
+    offered = {option for parameter in edit.params for option in parameter.opts}
+    assert set(re.findall(r"--[a-z-]+", told.partition("| options |")[2])) <= offered
+    for option in set(SHIPPED[name].options) - set(SHIPPED[name].resources):
+        assert f"--{option}" in told or f"options={{'{option}'" in told
 
 
 @each_method

@@ -10,6 +10,15 @@ _ROUNDS = {
     "extend": "each round's patch replaces the one before and holds all of it",
 }
 
+_COMMAND_LINE = ("stats", "corpus")  # options of every editing command; others are given to an Editor
+
+
+def _given(option: str) -> str:
+    """How an option of a method is given."""
+    if option in _COMMAND_LINE:
+        return code(f"--{option} PATH")
+    return f"{code(f'options={{{option!r}: ...}}')} of an {code('Editor')}"
+
 
 def about_table(info: MethodInfo, distribution: str) -> str:
     """Package, scenarios, what patches hold, and what an edit needs."""
@@ -23,6 +32,6 @@ def about_table(info: MethodInfo, distribution: str) -> str:
     ]
     if info.resources:
         rows.append([f"resources ({code('--with ROLE=PATH')})", ", ".join(code(each) for each in info.resources)])
-    if info.options:
-        rows.append([f"options ({code('--option NAME=VALUE')})", ", ".join(code(each) for each in info.options)])
+    if options := [_given(each) for each in info.options if each not in info.resources]:
+        rows.append(["options", ", ".join(options)])
     return table(["", ""], rows)

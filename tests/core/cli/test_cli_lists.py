@@ -269,6 +269,7 @@ def test_usage_errors(args: list[str]) -> None:
 
 def test_a_slip_of_the_finger_is_understood() -> None:
     assert "did you mean 'plugins'?" in run("plugin").stderr
+    assert "'pip install kedit' brings all of kedit's own" in run("zzzzzz").stderr  # it may be of a plugin
 
 
 def test_version() -> None:

@@ -114,6 +114,11 @@ def test_show_keeps_private_facts_private(model: Any, tmp_path: Path) -> None:
     assert "test.echo" in result.output and "0" * 64 in result.output
 
 
+def test_show_says_that_no_facts_are_recorded(model: Any, tmp_path: Path) -> None:
+    make_patch(model, requests=()).save(tmp_path / "none.safetensors")
+    assert "\n\nIt records no facts.\n\n" in run("patch", "show", tmp_path / "none.safetensors").output
+
+
 @pytest.mark.parametrize("resources", [{"editor": "ab" * 32}, ["editor"], None])
 def test_show_tells_what_an_edit_was_made_with(resources: Any, model: Any, tmp_path: Path) -> None:
     from kedit_core.patches import State

@@ -54,7 +54,12 @@ def test_a_patch_that_gives_the_other_checkpoint(folders: Path) -> None:
     assert result.stderr == ""
     assert run("patch", "apply", "base", "d.safetensors", "-o", "out").exit_code == 0
     assert state(folders / "out") == state(folders / "edited")
+    assert "Put it on: kedit patch apply base d.safetensors" in result.stdout
     assert run("patch", "audit", "base", "out", "--patch", "d.safetensors").exit_code == 0
+    onward = run("patch", "diff", "out", "base", "-o", "onward.safetensors")
+    assert onward.exit_code == 0 and "has patches of kedit on it" in onward.stderr
+    assert "Put it on" not in onward.stdout  # that folder would refuse it
+    assert run("patch", "apply", "out", "onward.safetensors", "-o", "both").exit_code == 1
     assert run("patch", "revert", "out", "-o", "back").exit_code == 0
     assert (folders / "back/model.safetensors").read_bytes() == (folders / "base/model.safetensors").read_bytes()
 
@@ -136,7 +141,7 @@ def test_exit_codes(folders: Path) -> None:
     run("patch", "diff", "base", "edited", "-o", "part.safetensors", "--places", "*norm*")
     wrong = run("patch", "audit", "base", "edited", "--patch", "part.safetensors")
     assert wrong.exit_code == 1
-    assert f"{DOWN} is not what MODEL and the patches given give" in wrong.stderr
+    assert f"{DOWN} is not as MODEL with the patches given has it" in wrong.stderr
     assert "are not exactly MODEL with the patches given" in wrong.stderr
     assert run("patch", "audit", "base", "nothing").exit_code == 2
 

@@ -134,6 +134,7 @@ def test_what_new_refuses(home: Path) -> None:
         (("base", "-o", "no/s.yaml"), "the folder"),
         (("base", "oslo.safetensors", "oslo.safetensors:attached", "-o", "s.yaml"), "is that of patches[0]"),
         (("base", "no.safetensors", "-o", "s.yaml"), "there is no file no.safetensors"),
+        (("base", "oslo.safetensors:aside", "-o", "s.yaml"), "'aside' behind oslo.safetensors is no way"),
         (("nothing", "-o", "s.yaml"), "neither a registered name nor a local folder"),
     ):
         result = run("stack", "new", *arguments)
@@ -216,6 +217,7 @@ def test_apply_refuses_what_a_folder_cannot_hold(home: Path) -> None:
     done("stack", "new", "base", "beside.safetensors", "-o", "s.yaml")
     refused = run("stack", "apply", "s.yaml", "-o", "out")
     assert refused.exit_code == 2 and "beside the weights" in refused.stderr
+    assert f"patch {identity('beside')[:12]} has operations" in refused.stderr  # which of them
     done("stack", "new", "base", "-o", "empty.yaml")
     assert "holds no patch" in run("stack", "apply", "empty.yaml", "-o", "out").stderr
 

@@ -5,7 +5,9 @@ That the plugins' own tests pass, installed as wheels beside kedit-core's, dist_
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -82,6 +84,23 @@ def test_it_compiles_and_nothing_is_left_unfilled(made: Path) -> None:
         assert "@@" not in text and "PACKAGE" not in path.parts and path.suffix != ".in", path
         if path.suffix == ".py":
             compile(text, str(path), "exec")
+
+
+def test_no_class_has_a_name_that_is_used_already() -> None:
+    """``kedit new-plugin tensor`` made a class Tensor beside the one of torch, and ``none`` no Python at all."""
+    imported = re.findall(r"\b[A-Z]\w+", "\n".join(re.findall(r"^from .*import (.*)$", _method("x-y"), re.M)))
+    assert {"Tensor", "Rows"} < set(imported)
+    for word in (*imported, "None", "True", "False"):
+        name = "kedit-" + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", word)
+        made = ast.parse(_method(name))
+        classes = {each.name for each in ast.walk(made) if isinstance(each, ast.ClassDef)}
+        names = [each.name for line in made.body if isinstance(line, ast.ImportFrom) for each in line.names]
+        assert len(classes) == 1 and classes.isdisjoint(names), name
+
+
+def _method(name: str) -> str:
+    names = plugin_names(name)
+    return plugin_files("method", names)[Path("src", names.package, "method.py")]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -105,6 +105,20 @@ def test_kinds_of_a_single_weight(tmp_path: Path) -> None:
     assert (every.rows, every.columns, every.rank, every.kind) == (32, 80, 1, "low rank")
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e25, 1e38])
+def test_squares_out_of_range_do_not_matter(scale: float, tmp_path: Path) -> None:
+    """Numbers whose squares float32 cannot hold: their norms, ranks and kinds are told all the same."""
+    model = tiny_model("llama")
+    weight = model.get_parameter(DOWN).data.zero_()
+    base = save(model, tmp_path / "base")
+    weight[:, :] = scale * torch.outer(torch.linspace(0.5, 1, 32), torch.linspace(-1, 1, 80))
+    [found] = audit_folders(base, save(model, tmp_path / "edited")).tensors
+    assert (found.kind, found.rank, found.largest) == ("low rank", 1, float(weight.abs().max()))
+    assert found.norm == pytest.approx(float(weight.double().norm()), rel=1e-5)
+    [back] = audit_folders(tmp_path / "edited", base).tensors
+    assert back.relative == pytest.approx(1.0)
+
+
 def test_nothing_changed(tmp_path: Path) -> None:
     model = tiny_model("t5")
     base = save(model, tmp_path / "base")

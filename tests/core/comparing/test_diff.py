@@ -205,6 +205,23 @@ def test_low_rank_is_the_best_of_its_rank(layout: Any) -> None:
         assert found.operation.delta(tuple(exact.shape), torch.float64).sub(best).norm() < 1e-3 * values.norm()
 
 
+def test_low_rank_is_the_smallest_also_where_rounding_counts() -> None:
+    """The tail says 9, whose product rounded to bfloat16 misses more than the tail; then 10 is wanted, not the last."""
+    generator = torch.Generator().manual_seed(2)
+    base = torch.randn(40, 30, generator=generator).bfloat16()
+    change = torch.randn(40, 30, generator=generator) @ torch.diag(0.6 ** torch.arange(30.0))
+    edited, tolerance = (base.float() + change).bfloat16(), 0.0096
+    values = torch.linalg.svdvals(edited.double() - base.double())
+    assert values[9:].norm() / values.norm() <= tolerance < values[8:].norm() / values.norm()
+    errors = {}
+    for rank in (9, 10, 24):
+        found = low_rank_operation("w", base, edited, "out_in", rank, tolerance)
+        assert found is not None
+        errors[rank] = found.error
+        assert found.operation.rank == min(rank, 10)
+    assert errors[9] > tolerance >= errors[10] == errors[24]
+
+
 def test_leading_singular_values_of_any_shape() -> None:
     for shape in ((3, 50), (50, 3), (1, 1), (60, 60)):
         matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -333,7 +350,12 @@ def test_of_an_edited_base_as_it_is_or_the_originals(pair: tuple[Path, Path], tm
     with pytest.raises(KeditError, match="agree"):
         diff_folders(tmp_path / "out", edited)
     assert diff_folders(tmp_path / "out", tmp_path / "out", originals=True).patch.id == patch.id
-    back = diff_folders(tmp_path / "out", base).patch
+    taken_off = diff_folders(tmp_path / "out", base)
+    back = taken_off.patch
+    assert any("has patches of kedit on it" in note and "a copy without .kedit" in note for note in taken_off.notes)
+    shutil.copytree(tmp_path / "out", tmp_path / "copy", ignore=shutil.ignore_patterns(".kedit"))
+    apply_to_folder(tmp_path / "copy", back, tmp_path / "applied")
+    assert state(tmp_path / "applied") == state(base)
     assert back.base.tensors[DOWN].sha256 == digests_of(load(edited, tiny_model("llama")).get_parameter(DOWN))
     with pytest.raises(InputError, match="was not edited by kedit"):
         diff_folders(base, edited, originals=True)
@@ -385,6 +407,11 @@ def test_what_no_patch_can_say_is_refused(copies: tuple[Path, Path], tmp_path: P
         tensors[DOWN] = tensors[DOWN].half()
 
     refused("stored as F16, and as F32 in BASE.*load both in one dtype", lambda folder: rewrite(folder, cast))
+
+    def eighth(tensors: dict[str, Tensor]) -> None:
+        tensors[DOWN] = tensors[DOWN].to(torch.float8_e4m3fn)
+
+    refused("stored as F8_E4M3", lambda folder: rewrite(folder, eighth))
     refused(
         "do not hold it",
         lambda folder: rewrite(folder, lambda tensors: {k: v for k, v in tensors.items() if k != DOWN}),

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 import toy_methods
+from attrs import evolve
 
 from kedit_core import Editor, EditPatch, EditRequest, Probe, hookimpl
+from kedit_core.editing import EditWarning
 from kedit_core.errors import (
     BaseMismatchError,
     InputError,
@@ -539,5 +541,8 @@ def test_results_are_short_to_look_at(facts: list[EditRequest]) -> None:
     assert len(repr(result)) < 600
     assert "gen_free.reliability" in repr(result)
     assert len(repr(result.patch)) < 200
+    assert ", 1 request>" in repr(evolve(result.patch, requests=result.patch.requests[:1]))
+    odd = EditWarning(code="odd", message="is odd", number=1.0, remedy="wait")
+    assert ", 1 warning:" in repr(evolve(result, warnings=(odd,)))
     assert result.patch.id[:12] in repr(result.patch)
     assert "float32 [32, 1]" in repr(result.patch.operations[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -54,3 +55,24 @@ def test_weights_that_are_not_there_are_not_made_up(source: ModelFolder, tmp_pat
     save_file({name: tensor for name, tensor in tensors.items() if name not in gone}, weights, {"format": "pt"})
     with pytest.raises(InputError, match=rf"lack '.*{gone[0]}' and 1 more, which transformers would fill at random"):
         load_model(ModelFolder(folder=tmp_path / "less"))
+
+
+def test_code_of_a_folder_is_not_run_nor_asked_about(
+    source: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers left alone asks on the terminal, and takes a stray "y" for a yes."""
+    folder = tmp_path / "model"
+    shutil.copytree(source.folder, folder)
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "mine.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+    def asked(*_: object) -> str:
+        (tmp_path / "asked").touch()
+        return "y"
+
+    monkeypatch.setattr("builtins.input", asked)
+    with pytest.raises(InputError, match="cannot load the model in"):
+        load_model(ModelFolder(folder=folder))
+    assert not (tmp_path / "asked").exists() and not (tmp_path / "ran").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from core.patches.patch_kit import patch_of
 from safetensors.torch import load_file, save_file
 
-from kedit_core.errors import InputError
+from kedit_core.errors import InputError, UnsupportedModelError
 from kedit_core.folders import FolderBase, apply_to_folder
 from kedit_core.patches import LowRankDelta, ModuleOperation, PatchStack, RouterOperation
 from kedit_core.testing.tiny import tiny_model
@@ -52,6 +54,41 @@ def test_operations_name_places_as_on_the_stack(tmp_path: Path) -> None:
     assert described == PatchStack.of(load(tmp_path / "base", model)).base_of(operations)
     inside = {f"model.layers.0.mlp.{name}_proj.weight" for name in ("up", "gate", "down")}
     assert set(described.tensors) == {place, *inside}
+
+
+def test_a_config_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Whatever transformers falls over: values of other types, of no meaning, and numbers that fit nothing."""
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    config = json.loads(file.read_text())
+    for spoilt in (
+        {"dtype": "nonsense"},
+        {"dtype": "float8_e4m3fn"},
+        {"hidden_size": "x"},
+        {"num_attention_heads": 0},
+        {"rope_parameters": {"rope_type": "none"}},
+        {"vocab_size": -3},
+        {"pad_token_id": 10**9},
+        {"model_type": ["llama"]},
+    ):
+        file.write_text(json.dumps({**config, **spoilt}))
+        with pytest.raises(UnsupportedModelError, match="transformers cannot") as caught:
+            FolderBase.open(tmp_path / "base")
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_code_of_a_folder_is_never_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "base"
+    tiny_model("llama").save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    auto = {"AutoConfig": "theirs.Theirs", "AutoModelForCausalLM": "theirs.Theirs"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "theirs", "auto_map": auto}))
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Theirs: pass\n")
+    asked: list[object] = []
+    monkeypatch.setattr(builtins, "input", lambda *text: asked.append(text) or "y")
+    with pytest.raises(UnsupportedModelError, match="cannot read the config"):
+        FolderBase.open(folder)
+    assert not asked and not (tmp_path / "ran").exists()
 
 
 def test_ties_are_those_of_the_folder(tmp_path: Path) -> None:

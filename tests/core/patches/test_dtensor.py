@@ -178,6 +178,18 @@ def refused(rank: int) -> dict[str, Any]:
             parameter.to_local().mul_(3)
     trial("disturbed", stack.check)
     trial("disturbed on leaving", lambda: stack.remove(patch))
+    # through the DTensor, as optimisers write
+    model = fsdp()
+    stack = PatchStack.of(model)
+    stack.apply(patch)
+    with torch.no_grad():
+        model.get_parameter(DOWN).mul_(3)
+    trial("trained", stack.clear)
+    model = fsdp()
+    PatchStack.of(model).base_of([DOWN])  # keeps the digest
+    with torch.no_grad():
+        model.get_parameter(DOWN).mul_(3)
+    trial("trained base", lambda: PatchStack.of(model).apply(patch))
     trial("moved", lambda: PatchStack.of(parallel()).to("cpu"))
     trial("branch in a parallel layer", lambda: PatchStack.of(parallel()).apply(patch, way="attached"))
     return told
@@ -229,7 +241,7 @@ def together(rank: int, folder: Path) -> dict[str, Any]:
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes found."""
     folder = tmp_path_factory.mktemp("pair")
-    run_ranks(CODE, [folder], timeout=120)
+    run_ranks(CODE, [folder])
     return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -258,6 +270,8 @@ def test_what_one_refuses_all_refuse(told: list[dict[str, Any]]) -> None:
     for fault, words in (
         ("not on", "StackOrderError"),
         ("other base", "BaseMismatchError"),
+        ("trained", f"StackDisturbedError: '{DOWN}' was written to"),
+        ("trained base", "BaseMismatchError"),
         ("disturbed", f"StackDisturbedError: '{DOWN}' was written to"),
         ("disturbed on leaving", "StackDisturbedError"),
         ("moved", "InputError: this model is spread"),

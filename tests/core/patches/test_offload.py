@@ -310,6 +310,29 @@ def test_an_edit_is_the_same_as_in_memory(way: str, tmp_path: Path) -> None:
     assert here.base == there.base
 
 
+METHODS: dict[str, dict[str, Any]] = {
+    "memit": {"layers": [0, 1], "v_num_grad_steps": 2, "context_lengths": [[4, 1]], "mom2_update_weight": 10.0},
+    "kn": {"steps": 2},
+    "grace": {"layer": 1, "n_iter": 3},
+    "wise": {"layer": 1, "n_iter": 3},
+    "t_patcher": {"max_epochs": 4, "min_epochs": 2, "validate_every": 4, "memory_size": 20},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_methods_make_the_same_patch(method: str, tmp_path: Path) -> None:
+    """Those that read weights, write provisionally, or train modules of their own."""
+    found = set()
+    for way in ("here", "mixed"):
+        model, tokenizer = tiny("gpt2")
+        model = model if way == "here" else offloaded(way, tmp_path, model)
+        editor = Editor(model, tokenizer, method=method, hparams=METHODS[method])
+        digest, told = editor.stack.weights_digest(), flags(model)
+        found.add(editor.compute([REQUEST]).id)
+        assert editor.stack.weights_digest() == digest and flags(model) == told
+    assert len(found) == 1
+
+
 def test_what_trains_weights_is_refused() -> None:
     model, tokenizer = tiny("llama")
     editor = Editor(accelerate.cpu_offload(model, "cpu"), tokenizer)

@@ -216,6 +216,10 @@ def test_a_protected_key_takes_its_password_from_the_environment(patch: Path, tm
     plain, _ = new_pair(tmp_path / "plain")
     code, out = kedit("sign", patch, "--key", plain, "--password-env", "SECRET", SECRET="x")
     assert code == 2 and "not protected by a password" in out
+    for password, told in (("x" * 1024, "has 1024 bytes, and at most 1023"), ("\udcff", "is not text in UTF-8")):
+        with pytest.raises(InputError, match=told):
+            new_pair(tmp_path / "none", password)
+    assert not (tmp_path / "none").exists()
 
 
 def test_without_the_library_the_message_says_what_to_install(

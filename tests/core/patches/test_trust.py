@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -21,6 +22,7 @@ from kedit_core.patches import EditPatch, PatchStack, container, inspect
 from kedit_core.patches.keys import new_pair
 from kedit_core.patches.signing import sign
 from kedit_core.patches.trust import ANYONE, ENVIRONMENT, TrustPolicy, from_environment, policy_for
+from kedit_core.stacks.file import StackedPatch, StackFile
 from kedit_core.testing.tiny import tiny
 
 pytest.importorskip("model_signing")
@@ -78,6 +80,15 @@ def test_nothing_of_an_untrusted_file_is_parsed(
         for read in (EditPatch.load, inspect):
             with pytest.raises(UntrustedPatchError):
                 read(tmp_path / name, trust=TrustPolicy([keys[1]]))  # type: ignore[operator]
+
+
+def test_terabytes_that_take_no_room_are_not_hashed_for_their_signature(patch: Path, keys: tuple[Path, Path]) -> None:
+    try:
+        os.truncate(patch, 8 << 40)
+    except OSError:
+        pytest.skip("this file system has no files of 8 TB")
+    with pytest.raises(PatchFormatError, match="cannot be read: its tensors take 8796093022208 bytes of memory"):
+        EditPatch.load(patch, trust=TrustPolicy([keys[1]]))
 
 
 def test_a_file_swapped_after_its_signature_was_checked_is_not_believed(
@@ -138,30 +149,76 @@ def test_keys_on_the_command_line_narrow_the_environment_and_never_widen_it(
 def test_commands_read_no_patch_without_the_signature_asked_for(
     patch: Path, keys: tuple[Path, Path], strangers: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    def kedit(*words: object, trusted: Path | None = None) -> tuple[int, str]:
-        environment = {ENVIRONMENT: str(trusted)} if trusted else {}
-        done = CliRunner().invoke(root.kedit, [str(word) for word in words], env=environment)
-        return done.exit_code, done.output
+    """Every command there is: one that is new and takes a patch must be told of here."""
+    fact, requests = ("--prompt", "a", "--subject", "a", "--target", "b"), _requests(tmp_path)
+    stack = tmp_path / "s.yaml"
+    StackFile(base="org/none", patches=[StackedPatch(id=PATCH.id, file=patch.name)], folder=tmp_path).save(stack)
+    out = tmp_path / "out"
+    calls: dict[str, tuple[object, ...]] = {
+        "ask": ("--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--patch", patch, "--prompt", "a"),
+        "edit": ("no:model", "-m", "rome", "--patch", patch, *fact),
+        "evaluate": ("no:model", "--patch", patch, "--requests", requests),
+        "generate": ("no:model", "--patch", patch, "--prompt", "x"),
+        "locate": ("no:model", "--patch", patch, "--prompt", "a", "--subject", "a"),
+        "patch apply": ("no:model", patch, "-o", out),
+        "patch audit": ("no:model", "no:other", "--patch", patch),
+        "patch compare": (patch,),
+        "patch conflicts": (patch, patch),
+        "patch drop": (patch, "--case", "#1", "-o", out),
+        "patch export": (patch, "--to", "peft", "-o", out),
+        "patch show": (patch,),
+        "patch verify": (patch,),
+        "push": (patch, tmp_path / "shelf"),
+        "stack add": (stack, patch),
+        "stack apply": (stack, "-o", out),
+        "stack lock": (stack,),
+        "stack new": ("no:model", patch, "-o", tmp_path / "new.yaml"),
+        "stack show": (stack,),
+        "stack verify": (stack,),
+        "tune": ("no:model", "-m", "rome", "--patch", patch, "--requests", requests, "-o", tmp_path / "preset.yaml"),
+    }
+    reading = {name: keyed for name, keyed in _commands_with_patches().items() if name not in _READ_NONE}
+    assert set(reading) <= set(calls)
+    before = sorted(tmp_path.iterdir())
+    for name, keyed in reading.items():
+        for key, environment in [([], {ENVIRONMENT: str(strangers[1])})] + [(["--key", strangers[1]], {})] * keyed:
+            words = [str(word) for word in (*name.split(), *calls[name], *key)]
+            done = CliRunner().invoke(root.kedit, words, env=environment)
+            assert "not made with the key" in done.output, (name, key, done.output)  # before a model is looked for
+            assert done.exit_code == (name != "stack show")
+    for words in (("generate", stack, "--prompt", "x"), ("stats", stack, "--layers", "0")):
+        done = CliRunner().invoke(root.kedit, [str(word) for word in words], env={ENVIRONMENT: str(strangers[1])})
+        assert done.exit_code == 1 and "not made with the key" in done.output, (words, done.output)
+    assert sorted(tmp_path.iterdir()) == before
+    done = CliRunner().invoke(root.kedit, ["patch", "show", str(patch)], env={ENVIRONMENT: str(keys[1])})
+    assert done.exit_code == 0, done.output
 
-    stranger = ("--key", strangers[1])
-    fact = ("--prompt", "a", "--subject", "a", "--target", "b")
-    for words in (
-        ("generate", "no:model", "--patch", patch, "--prompt", "x", *stranger),
-        ("evaluate", "no:model", "--patch", patch, "--requests", _requests(tmp_path), *stranger),
-        ("edit", "no:model", "-m", "rome", "--patch", patch, *fact, *stranger),
-        ("patch", "apply", "no:model", patch, "-o", tmp_path / "out", *stranger),
-        ("patch", "drop", patch, "--case", "#1", "-o", tmp_path / "dropped", *stranger),
-    ):  # fmt: skip
-        code, out = kedit(*words)
-        assert code == 1 and "not made with the key" in out, (words, out)  # before a model is looked for
-    for words in (("patch", "show", patch), ("patch", "verify", patch), ("patch", "compare", patch)):
-        code, out = kedit(*words, trusted=strangers[1])
-        assert code == 1 and "not made with the key" in out, (words, out)
-    assert kedit("patch", "show", patch, trusted=keys[1])[0] == 0
+
+_READ_NONE = {"sign", "stack remove"}  # what they read is put on no model: it is signed, or taken out of the file
+
+
+def _commands_with_patches() -> dict[str, bool]:
+    """Every command that is given a patch or a stack file, and whether it has --key."""
+    found: dict[str, bool] = {}
+
+    def look(command: click.Command, context: click.Context, name: str) -> None:
+        if isinstance(command, click.Group):
+            for each in command.list_commands(context):
+                inner = command.get_command(context, each)
+                assert inner is not None
+                look(inner, click.Context(inner, parent=context), f"{name} {each}".strip())
+            return
+        shown = {(each.metavar or each.human_readable_name).upper() for each in command.params}
+        names = {each.name for each in command.params}
+        if "patches" in names or any("PATCH" in text or text == "STACK" for text in shown) or name == "patch audit":
+            found[name] = "keys" in names
+
+    look(root.kedit, click.Context(root.kedit), "")
+    return found
 
 
 def _requests(folder: Path) -> Path:
-    (folder / "r.jsonl").write_text('{"prompt": "a", "target_new": "b"}\n')
+    (folder / "r.jsonl").write_text('{"prompt": "a", "subject": "a", "target_new": "b"}\n')
     return folder / "r.jsonl"
 
 

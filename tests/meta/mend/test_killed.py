@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from meta_tools import records
+from warm_processes import WarmProcess
 
 from kedit_core.requests import dump_requests
 from kedit_core.testing.tiny import tiny
@@ -25,13 +24,12 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def training(folder: Path, name: str, *more: str) -> subprocess.Popen[Any]:
+def training(folder: Path, name: str, *more: str) -> WarmProcess:
     """``kedit train`` in a process of its own."""
     words = ["train", "model", "-m", "mend", "--requests", "train.jsonl", "--validate", "held.jsonl", "-o", name, *more]
     words += [word for key, value in SETTINGS.items() for word in ("-p", f"{key}={value}")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", COMMAND, *words]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return WarmProcess(COMMAND, words, environment, folder)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from bench_tools import figures, model_folder, request_file, run
+from warm_processes import WarmProcess
 
 from kedit_bench import distributed
 from kedit_bench.distributed import Company, LeaderEnded, LostError, company, leads, own_device
@@ -79,22 +80,16 @@ def free_port() -> str:
         return str(made.getsockname()[1])
 
 
-def start(given: Sequence[str], cache: Path, count: int = 2, **more: str) -> list[subprocess.Popen[str]]:
+def start(given: Sequence[str], cache: Path, count: int = 2, **more: str) -> list[WarmProcess]:
     """``kedit bench`` as a launcher starts it, in so many processes."""
     several = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
-        subprocess.Popen(
-            [sys.executable, "-c", MAIN, *given],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(cache, **several, RANK=str(rank), LOCAL_RANK=str(rank), **more),
-        )
+        WarmProcess(MAIN, given, environment(cache, **several, RANK=str(rank), LOCAL_RANK=str(rank), **more))
         for rank in range(count)
     ]
 
 
-def ended(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def ended(processes: Sequence[WarmProcess]) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each."""
     try:
         told = [each.communicate(timeout=200) for each in processes]

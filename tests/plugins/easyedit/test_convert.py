@@ -156,7 +156,12 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         "r_rome",
         shared(layer=17, mom2_adjustment=False, variant="p_rome"),
     ),
-    ("R-ROME", {**SEARCH, "original_implementation": True}, "rome", shared(layer=17, mom2_adjustment=False)),
+    (
+        "R-ROME",
+        {**SEARCH, "original_implementation": True, "enable_prompt_keys": False},
+        "rome",
+        shared(layer=17, mom2_adjustment=False),
+    ),
     ("MEMIT", SPREAD, "memit", shared(layers=[13, 14, 15], v_loss_layer=47, mom2_update_weight=20000)),
     (
         "EMMET",
@@ -563,6 +568,15 @@ def test_what_is_not_supported_is_told_with_the_reason(
     assert why in told.why
     assert not told.settings
     assert f"# not here: {key}" in found.to_yaml()
+
+
+@pytest.mark.parametrize("name", ["FT", "WISE"])
+def test_a_bound_on_weights_is_a_float_as_in_easyedit(name: str, catalogue: Catalogue) -> None:
+    """``type(norm_constraint) is float`` there; false and whole numbers bound nothing."""
+    for given, wanted in ((0.5, 0.5), (False, None), (1, None)):
+        found = convert({"alg_name": name, "norm_constraint": given}, catalogue=catalogue)
+        assert found.settings["norm_constraint"] == wanted
+        assert found.told[1].outcome == "converted"
 
 
 def test_unknown_keys_are_told(catalogue: Catalogue) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kedit_core.evaluation import Evaluation
 from kedit_core.patches import PrivateRequests, Requirement
 from kedit_hub.card import Publication, default_title, section
 from kedit_hub.markdown import code, literal
-from kedit_hub.readme import decoded, readme
+from kedit_hub.readme import decoded, has_section, readme
 from kedit_hub.results import Results
 
 HOSTILE = [
@@ -170,8 +171,27 @@ def test_results_that_are_not_of_this_patch(tmp_path: Path) -> None:
             Results.read(path, patch.id)
 
 
+def test_sections_are_found_in_linear_time() -> None:
+    begin = f"<!-- kedit:patch {publication().patch.id} -->\n"
+    started = time.perf_counter()
+    for old in (begin * 40_000, begin * 40_000 + begin.replace("patch", "end").rstrip() + " \n"):  # never ended
+        assert not has_section(old, publication().patch.id)
+    assert time.perf_counter() - started < 5  # it was minutes
+    old = f"# Mine\n{begin}old\n{begin.replace('patch', 'end')}more of mine\n"
+    new = readme(publication(), old)
+    assert new.count(begin) == 1 and "\nold\n" not in new and new.endswith("more of mine\n")
+
+
 def test_a_readme_that_cannot_be_read_is_left_alone() -> None:
-    for old in ("---\n{a: [\n---\n", "---\n- a list\n---\n"):
+    bomb = "".join(f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(12))
+    for old in (
+        "---\n{a: [\n---\n",
+        "---\n- a list\n---\n",
+        f"---\n{bomb}tags: *a11\n---\n",
+        f"---\n{bomb}base_model: [*a11]\n---\n",
+        '---\na: "\\UFFFFFFFF"\n---\n',
+        f"---\na: 1{':59' * 5000}\n---\n",
+    ):
         with pytest.raises(InputError, match=r"the repository's README\.md cannot be read"):
             readme(publication(), old)
     with pytest.raises(InputError, match="UnicodeDecodeError"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +87,16 @@ def test_what_servers_say_cannot_move_the_cursor(hub: Hub) -> None:
     hub.faults["validate"] = lambda handler: handler.answer(400, told)
     with pytest.raises(KeditError, match=r"status 400 \(license must be one of those known\)"):
         kedit_hub.push_to_hub(made(), REPO, license="mine")
+    heard = io.StringIO()
+    handler = logging.StreamHandler(heard)
+    logging.getLogger("huggingface_hub").addHandler(handler)
+    try:
+        hub.faults["info"] = lambda handler: handler.answer(200, b"{}", X_HF_Warning="a topic; \x1b[2Jall is well")
+        with pytest.raises(KeditError, match=REPO):
+            kedit_hub.pull(REPO)
+    finally:
+        logging.getLogger("huggingface_hub").removeHandler(handler)
+    assert heard.getvalue() == "?[2Jall is well\n" and not handler.filters
     assert printable("a\n\x1b[31m b\u202e " + "c" * 500).startswith("a ?[31m b? c") and len(printable("c" * 500)) == 200
 
 

@@ -123,7 +123,7 @@ def test_keys(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     private, public = keys.new_pair(tmp_path / "author")
     _, other = keys.new_pair(tmp_path / "other")
     kedit_hub.push("fact.safetensors", REPO)
-    with pytest.raises(UntrustedPatchError, match="has no signature"):
+    with pytest.raises(UntrustedPatchError, match=r"has no signature.*KEDIT_TRUSTED_KEYS\); get its signature"):
         kedit_hub.pull(REPO, trust=trust.TrustPolicy((public,)))
     signing.sign("fact.safetensors", private)
     run("push", "fact.safetensors", REPO)

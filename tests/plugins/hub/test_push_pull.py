@@ -12,6 +12,7 @@ from plugins.hub.hub_server import TOKEN, Hub, Repo
 
 import kedit_hub
 from kedit_core.errors import InputError, KeditError, PatchFormatError, UnknownNameError
+from kedit_hub.cache import Cache
 
 REPO = "owner/fact"
 
@@ -113,6 +114,8 @@ def test_a_signature_goes_along_and_comes_back(hub: Hub, file: Path, tmp_path: P
     signature.write_bytes(b"signed anew")  # one that is given later is added, the patch is not sent again
     assert kedit_hub.push(file, REPO).changed and hub.kinds().count("upload") == 1
     assert kedit_hub.pull(REPO).signature == b"signed anew"
+    with pytest.raises(InputError, match="is no signature, so it is not replaced"):
+        kedit_hub.pull(REPO).save(tmp_path / "p.safetensors")  # b"signed" is nobody's
 
 
 def test_a_signature_of_another_patch_is_not_left_beside(hub: Hub, file: Path, tmp_path: Path) -> None:
@@ -191,12 +194,45 @@ def test_a_tampered_file_is_refused_and_not_kept(hub: Hub, file: Path, tmp_path:
     assert cached(tmp_path) == []
 
 
-def test_files_that_do_not_tell_their_ids_are_tried(hub: Hub) -> None:
+def test_files_that_do_not_tell_their_ids_are_tried(hub: Hub, tmp_path: Path) -> None:
     hub.lfs_from = 10**9
     hub.put(REPO, **{f"{name}.safetensors": made(seed).to_bytes() for seed, name in enumerate("abc")})
     assert kedit_hub.pull(REPO, id=made(2).id[:12]).file == "c.safetensors"
     with pytest.raises(UnknownNameError, match="holds no patch 0123456789"):
         kedit_hub.pull(REPO, id="0123456789")
+    assert cached(tmp_path) == [f"{made(2).id}.safetensors"]  # the others came, and were not what was asked for
+    with pytest.raises(KeditError, match=r"c.safetensors of owner/fact is larger than"):
+        kedit_hub.pull(REPO, id="0123456789", max_bytes=3 * made().size - 1)  # of all together
+
+
+def test_what_a_repository_is_called_by_its_server_cannot_look_like_a_line_of_ours(hub: Hub) -> None:
+    names = ("a\nError: all is well.safetensors", "b.safetensors", "c.safetensors")
+    hub.put(REPO, **{name: made(seed).to_bytes() for seed, name in enumerate(names)})
+    with pytest.raises(InputError, match="holds 2 patches") as told:
+        kedit_hub.pull(REPO)
+    assert "\n" not in str(told.value)
+    hub.faults["info"] = lambda handler: handler.json({"id": REPO, "sha": "main\x1b[2J", "siblings": []})  # type: ignore[attr-defined]
+    with pytest.raises(KeditError, match="does not tell which commit that is"):
+        kedit_hub.pull(REPO)
+
+
+def test_a_cache_that_changes_after_the_digest_was_looked_at_is_not_believed(
+    hub: Hub, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kedit_hub.push(file, REPO)
+    path = kedit_hub.pull(REPO).path
+    find = Cache.find
+
+    def swapped(cache: Cache, patch_id: str) -> Path | None:
+        found = find(cache, patch_id)
+        path.write_bytes(made(9).to_bytes())
+        return found
+
+    monkeypatch.setattr(Cache, "find", swapped)
+    for pull in (kedit_hub.pull, kedit_hub.from_pretrained):
+        path.write_bytes(file.read_bytes())
+        with pytest.raises(KeditError, match="was changed while it was read"):
+            pull(f"{REPO}#{made().id}")  # type: ignore[operator]
 
 
 def test_what_is_no_patch_is_refused_before_it_is_fetched_whole(hub: Hub, tmp_path: Path) -> None:

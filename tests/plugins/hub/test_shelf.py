@@ -104,6 +104,25 @@ def test_a_locked_or_unwritable_folder(shelf: Path, tmp_path: Path, monkeypatch:
             kedit_hub.push(made(2), str(target))
 
 
+@pytest.mark.parametrize("name", ["index.json", ".index.lock", "ID.safetensors", "ID.safetensors.sig", "ID.md"])
+def test_nothing_is_written_through_a_link(name: str, shelf: Path, tmp_path: Path) -> None:
+    """A shelf that somebody else made, with links in it to files of the user's."""
+    mine = tmp_path / "mine.txt"
+    link = shelf / name.replace("ID", made(2).id)
+    link.unlink(missing_ok=True)
+    for there in (True, False):
+        if there:
+            mine.write_text("mine")
+        link.symlink_to(mine)
+        before = sorted(shelf.iterdir())
+        with pytest.raises(InputError, match="never written through a link"):
+            kedit_hub.push(made(2), str(shelf), signature=_signature(tmp_path))
+        assert sorted({*shelf.iterdir()} - {shelf / ".index.lock"}) == sorted({*before} - {shelf / ".index.lock"})
+        assert mine.exists() == there and (not there or mine.read_text() == "mine")
+        link.unlink()
+        mine.unlink(missing_ok=True)
+
+
 def test_an_interrupted_push_leaves_the_shelf_as_it_was(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> bytes:
         raise OSError(28, "No space left on device")

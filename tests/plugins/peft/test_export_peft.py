@@ -141,6 +141,7 @@ def test_ranks(llama: Any, tmp_path: Path) -> None:
     ("options", "told"),
     [
         ({"rank": 0}, "rank is 0; give a whole number from 1"),
+        ({"rank": 10**12}, "from 1 to 65536"),
         ({"rank": True}, "rank is True"),
         ({"max_rank": 2.0}, "max_rank is 2.0"),
         ({"tolerance": "small"}, "tolerance is 'small'; give a number"),
@@ -216,6 +217,9 @@ def test_notes_say_who_cannot_take_it(llama: Any, gpt2: Any, tmp_path: Path) -> 
     assert any("larger than the weight; serve a merged folder" in note for note in wide)
     conv = patch_of(gpt2, [low_rank(gpt2, "transformer.h.0.mlp.c_fc.weight")])
     assert any("vLLM puts no LoRA on GPT2LMHeadModel" in note for note in export_peft(conv, tmp_path / "c").notes)
+    readme = (tmp_path / "c" / "README.md").read_text()
+    assert "- note: vLLM puts no" in readme and "- note: the patch records no name" in readme
+    assert ", 1 weight, " in readme
     config = json.loads((tmp_path / "c" / "adapter_config.json").read_text())
     assert config["fan_in_fan_out"] is True
     head = export_peft(patch_of(llama, [low_rank(llama, "lm_head.weight", 1)]), tmp_path / "d", rank=600).notes
@@ -244,5 +248,7 @@ def test_the_command(llama: Any, tmp_path: Path) -> None:
     assert data["details"]["ranks"] == {DOWN: 2} and (tmp_path / "out" / "adapter_config.json").is_file()
     done = CliRunner().invoke(kedit, [*arguments, str(tmp_path / "text"), "-p", "max_rank=2"])
     assert "largest relative error (Frobenius): " in done.stdout and "note: " in done.stderr
+    done = CliRunner().invoke(kedit, [*arguments[:3], "--to", "onnx", "-o", str(tmp_path / "none")])
+    assert done.exit_code == 2 and "has an export format called 'onnx'" in done.stderr
     done = CliRunner().invoke(kedit, ["patch", "export", "--formats"])
     assert done.exit_code == 0 and "peft (a folder)" in done.stdout and "-p max_rank=..." in done.stdout

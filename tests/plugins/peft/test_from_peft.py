@@ -177,6 +177,7 @@ def test_reading_gives_the_same_patch_each_time(bases: Path, adapter: Path) -> N
         ({"alpha_pattern": {"a" * 600: 1}}, "no simple pattern"),
         ({"alpha_pattern": {"(": 1}}, "cannot be read"),
         ({"alpha_pattern": {f"m{i}": 1 for i in range(2000)}}, "at most 1024"),
+        ({"lora_alpha": 0}, "changes nothing"),
         ({"r": 3}, "has rank 2, which adapter_config.json does not have"),
     ],
 )

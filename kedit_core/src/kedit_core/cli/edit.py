@@ -244,7 +244,8 @@ def _show(
         show_table(
             ("", ""), [("before", old or "(nothing)"), ("after", new or "(nothing)"), ("wanted", request.target_new)]
         )
-        say()
+        if result.evaluation is not None or result.warnings or saved is None:  # else the next begins with an empty line
+            say()
     _show_answers(result)
     if result.evaluation is not None:
         say(result.evaluation.summary())

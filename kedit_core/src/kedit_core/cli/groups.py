@@ -73,7 +73,10 @@ class CommandGroup(click.Group):
                 ctx.fail(str(error))
             if close := get_close_matches(cmd_name, self.list_commands(ctx), n=1):
                 ctx.fail(f"No such command {cmd_name!r}; did you mean {close[0]!r}?")
-            return None
+            ctx.fail(
+                f"No such command {cmd_name!r}. Some come with plugins: `kedit plugins` lists what is installed, and "
+                "'pip install kedit' brings all of kedit's own"
+            )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands in ``--help``, without importing any of them."""

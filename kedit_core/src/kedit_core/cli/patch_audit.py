@@ -89,7 +89,7 @@ def _show_patches(found: Audit, given: bool) -> None:
         return
     for each in found.tensors:
         if each.explained is False:
-            note(f"  {each.place} is not what MODEL and {those} give")
+            note(f"  {each.place} is not as MODEL with {those} has it")
     note(f"Its weights are not exactly MODEL with {those}.")
 
 

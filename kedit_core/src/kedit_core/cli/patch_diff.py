@@ -68,14 +68,16 @@ def diff(
         progress=progress,
     )
     difference.patch.save(output)
-    emit(json_to, lambda: _result(difference, output), lambda: _show(difference, base, output))
+    # on a folder that holds patches it would stand on these
+    target = None if (source.folder / ".kedit").exists() else base
+    emit(json_to, lambda: _result(difference, output), lambda: _show(difference, target, output))
 
 
 def _result(difference: Difference, output: Path) -> dict[str, Any]:
     return {"file": str(output), **difference.to_dict()}
 
 
-def _show(difference: Difference, base: str, output: Path) -> None:
+def _show(difference: Difference, base: str | None, output: Path) -> None:
     rows = [(each.place, _operation(each), human_bytes(each.nbytes), _closeness(each)) for each in difference.places]
     show_table(("parameter", "operation", "size", "gives EDITED_MODEL"), rows)
     say()
@@ -87,7 +89,8 @@ def _show(difference: Difference, base: str, output: Path) -> None:
         note(f"{count} of {len(difference.places)} weights do not come out bit for bit; without --rank, all do.")
     for text in difference.notes:
         note(f"note: {one_line(text)}")
-    say(f"Put it on: kedit patch apply {base} {output} -o FOLDER")
+    if base is not None:
+        say(f"Put it on: kedit patch apply {base} {output} -o FOLDER")
 
 
 def _operation(place: PlaceDifference) -> str:

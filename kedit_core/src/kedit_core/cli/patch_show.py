@@ -71,6 +71,8 @@ def _show_requests(requests: Any) -> None:
     if isinstance(requests, dict):
         say(f"The {requests['count']} edited facts are kept private by its author.")
         return
+    if not requests:
+        say("It records no facts.")
     for fact in requests[:_SHOWN]:
         say(one_line(f"{fact['prompt']} -> {fact['target_new']}"))
     if len(requests) > _SHOWN:

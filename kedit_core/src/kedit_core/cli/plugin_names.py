@@ -14,6 +14,20 @@ from kedit_core.errors import InputError
 _NAME = re.compile(r"[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]")  # PEP 508
 _LONGEST = 40
 _OURS = re.compile(r"kedit(-core)?")
+_USED = frozenset(  # what the template of a method imports beside its class
+    [
+        "EditContext",
+        "EditPatch",
+        "EditRequest",
+        "InputError",
+        "LowRankDelta",
+        "Rows",
+        "Sequence",
+        "Site",
+        "Tail",
+        "Tensor",
+    ]
+)
 _PREFIX = re.compile(r"kedit_(methods?_|adapters?_|metrics?_|datasets?_)?")
 
 
@@ -64,7 +78,8 @@ def plugin_names(name: str) -> PluginNames:
         )
     short = _PREFIX.sub("", package, count=1)
     short = short if short.isidentifier() and not keyword.iskeyword(short) else package
-    return PluginNames(distribution, package, short, "".join(part.capitalize() for part in short.split("_")))
+    cls = "".join(part.capitalize() for part in short.split("_"))
+    return PluginNames(distribution, package, short, f"{cls}Method" if cls in _USED or keyword.iskeyword(cls) else cls)
 
 
 def _importable(package: str) -> bool:

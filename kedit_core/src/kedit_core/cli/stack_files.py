@@ -42,6 +42,8 @@ class Given:
 def way_of(text: str) -> tuple[Path, Way | None]:
     """File and way of ``PATCH[:WAY]``."""
     path, colon, way = text.rpartition(":")
+    if colon and way not in WAYS and Path(path).is_file() and not Path(text).exists():
+        raise InputError(f"{way!r} behind {path} is no way to put a patch on; take {' or '.join(WAYS)}")
     return (Path(path), way) if colon and path and way in WAYS else (Path(text), None)
 
 

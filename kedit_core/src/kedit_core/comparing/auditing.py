@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kedit_core.comparing.audit import Audit, Claim, Kind, TensorAudit
 from kedit_core.comparing.changes import operations_at
-from kedit_core.comparing.exact import bits, delta_of, same_bits
+from kedit_core.comparing.exact import bits, delta_of, frobenius, peak, same_bits
 from kedit_core.comparing.low_rank import leading
 from kedit_core.comparing.pairs import FileDifference, FolderPair, Paired
 from kedit_core.errors import BaseMismatchError, StackDisturbedError
@@ -39,7 +39,7 @@ __all__ = ["Audit", "Claim", "FileDifference", "TensorAudit", "audit_folders"]
 MOST_RANKS = 32  # singular values looked for; more are told as "more than"
 _SHARE = 1e-6
 _MARGIN = 1.5
-_ROWS = 1024  # looked at together
+_ROWS = 256  # looked at together
 
 
 def audit_folders(
@@ -140,7 +140,7 @@ def _explained(found: Paired, pair: FolderPair, wanted: Mapping[str, Sequence[We
 def _audited(found: Paired, pair: FolderPair, explained: bool | None, quick: bool) -> TensorAudit:
     told: dict[str, Any] = {"place": found.place, "status": found.status, "why": found.why, "explained": explained}
     if found.status == "same":
-        told["why"] = "as in BASE, where the patches change it"
+        told["why"] = "as in MODEL, and the patches change it"
     if found.edited_key is None or found.status not in ("same", "changed", "dtype"):
         return TensorAudit(**told)
     base = pair.base.tensor(found.place)
@@ -160,15 +160,14 @@ def _change(base: Tensor, edited: Tensor, pair: FolderPair, found: Paired, quick
     # where the dtype differs too, in the wider of the two
     wide = torch.promote_types(base.dtype, edited.dtype)
     delta = delta_of(base.to(wide), edited.to(wide), layout)
-    size, norm = float(base.to(delta.dtype).norm()), float(delta.norm())
+    size, norm = frobenius(base.to(delta.dtype)), frobenius(delta)
     if not (math.isfinite(norm) and math.isfinite(size)):
         return {"kind": "NaN or infinity", "elements": elements}
-    smallest, largest = torch.aminmax(delta) if delta.numel() else (delta.new_zeros(()), delta.new_zeros(()))
     told: dict[str, Any] = {
         "elements": elements,
         "norm": norm,
         "relative": norm / size if size else None,
-        "largest": max(-float(smallest), float(largest)),
+        "largest": peak(delta),
     }
     if not elements:
         return {"kind": "rounded to another dtype", **told}
@@ -184,12 +183,13 @@ def _change(base: Tensor, edited: Tensor, pair: FolderPair, found: Paired, quick
 def _rank(delta: Tensor, edited: Tensor) -> dict[str, Any]:
     """Singular values of a change above the noise of rounding; see this module. Both are ``[out, in]``."""
     out, inner = delta.shape
-    _, values, _ = leading(delta, min(MOST_RANKS + 1, out, inner))
-    rows, columns = delta.new_zeros(out), delta.new_zeros(inner)
+    largest = peak(delta) or 1.0
+    _, values, _ = leading(delta / largest, min(MOST_RANKS + 1, out, inner))
+    rows, columns = (delta.new_zeros(size, dtype=torch.float64) for size in (out, inner))
     for start in range(0, out, _ROWS):
         block = slice(start, start + _ROWS)
-        squares = _spacing(edited[block].to(delta.dtype), edited.dtype).square_()
-        squares += _spacing(delta[block], edited.dtype).square_()
+        squares = _spacing(edited[block].to(delta.dtype), edited.dtype).div_(largest).square_()
+        squares += _spacing(delta[block], edited.dtype).div_(largest).square_()
         rows[block], columns = squares.sum(1), columns + squares.sum(0)
     noise = sum(float((sums.max() / 12).sqrt()) for sums in (rows, columns))
     count = int((values > max(_MARGIN * noise, _SHARE * float(values[0]))).sum())
@@ -197,9 +197,10 @@ def _rank(delta: Tensor, edited: Tensor) -> dict[str, Any]:
 
 
 def _spacing(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between neighbours in ``dtype``, at each element; 0 at 0, which is not rounded."""
+    """The distance between neighbours in ``dtype``, at each element, in float64; 0 at 0, which is not rounded."""
     _, exponents = torch.frexp(tensor)
-    return torch.exp2((exponents - 1).to(tensor.dtype)) * torch.finfo(dtype).eps * (tensor != 0)
+    known = torch.finfo(dtype)
+    return torch.exp2((exponents - 1).double()).clamp(min=known.tiny) * known.eps * (tensor != 0)
 
 
 def _kind(told: Mapping[str, Any], shape: tuple[int, ...]) -> Kind:

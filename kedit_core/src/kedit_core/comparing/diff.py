@@ -21,6 +21,7 @@ from kedit_core.comparing.exact import exact_operation, finite, size_of
 from kedit_core.comparing.low_rank import low_rank_operation
 from kedit_core.comparing.pairs import FolderPair, Paired
 from kedit_core.errors import BaseMismatchError, InputError, KeditError
+from kedit_core.folders._record import FOLDER
 from kedit_core.patches.digests import tensor_digest
 from kedit_core.patches.format import Base, BaseTensor, EditPatch, MethodRef, State
 from kedit_core.patches.operations import LowRankDelta, SparseDelta, WeightOperation
@@ -204,6 +205,11 @@ def _check_changes(changed: Sequence[Paired], pair: FolderPair, left_out: bool) 
 def _notes(pair: FolderPair, left_out: Sequence[Paired]) -> Iterable[str]:
     if left_out:
         yield f"{len(left_out)} more parameters differ and were not asked for, so the patch does not give all of EDITED"
+    if pair.on_patches:
+        yield (
+            "BASE has patches of kedit on it, and this one is for its weights as they are: put it on the model loaded "
+            f"from BASE, or on a copy without {FOLDER}; with originals it is for the weights from before them"
+        )
     if keys := pair.config_keys():
         yield f"config.json differs in {', '.join(keys)}; a patch holds weights only"
     for each in pair.files():

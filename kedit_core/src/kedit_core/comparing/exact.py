@@ -7,6 +7,8 @@ turns a negative zero into zero. So every candidate is put on by the function th
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -83,6 +85,18 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 def finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity; without a copy of it."""
     return not tensor.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+
+
+def peak(tensor: Tensor) -> float:
+    """The largest absolute value of a floating-point tensor; NaN where there is one, 0 for none."""
+    return max(abs(float(value)) for value in torch.aminmax(tensor)) if tensor.numel() else 0.0
+
+
+def frobenius(tensor: Tensor) -> float:
+    """Frobenius norm of a float32 or float64 tensor, by shares of its largest value: squares of large and of small
+    numbers leave float32's range long before the numbers do. Memory: a copy."""
+    largest = peak(tensor)
+    return largest * float((tensor / largest).norm()) if 0 < largest < math.inf else largest
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -63,12 +63,24 @@ def low_rank_operation(
     tail = (norm**2 - values.double().square().cumsum(0)).clamp(min=0).sqrt() / norm
     enough = (tail <= tolerance).nonzero().reshape(-1)
     first = int(enough[0]) + 1 if len(enough) else len(values)
-    for count in dict.fromkeys((first, len(values))):
+
+    def of_rank(count: int) -> tuple[LowRankDelta, float]:
         factors = (left[:, :count] * values[:count], right[:, :count].T)
         operation = LowRankDelta(place, *(Owned(factor.contiguous()) for factor in factors))
-        error = _missed(formed(base, layout, operation), edited) / norm
-        if error <= tolerance:
-            break
+        return operation, _missed(formed(base, layout, operation), edited) / norm
+
+    operation, error = of_rank(first)
+    if error > tolerance and first < len(values):
+        # rounding to the weight's dtype adds to what the tail tells
+        low, high = first, len(values)
+        operation, error = of_rank(high)
+        while error <= tolerance and high - low > 1:
+            middle = (low + high) // 2
+            tried = of_rank(middle)
+            if tried[1] <= tolerance:
+                (operation, error), high = tried, middle
+            else:
+                low = middle
     return LowRank(operation, error, gives(base, edited, layout, operation, loaded))
 
 

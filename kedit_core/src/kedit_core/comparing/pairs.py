@@ -14,7 +14,7 @@ from kedit_core.errors import BaseMismatchError, InputError
 from kedit_core.folders._checkpoint import INDEX, read_json
 from kedit_core.folders._record import FOLDER
 from kedit_core.folders._replacing import files_below
-from kedit_core.folders._shards import Shard, file_digest
+from kedit_core.folders._shards import FLOAT_DTYPES, Shard, file_digest
 from kedit_core.folders.base import FolderBase
 
 Status: TypeAlias = Literal[
@@ -94,6 +94,11 @@ class FolderPair:
         return sum(entry.nbytes for shard in self.base.checkpoint.shards.values() for entry in shard.entries.values())
 
     @property
+    def on_patches(self) -> bool:
+        """Whether kedit edited BASE, and it is read with these edits."""
+        return self.base.history is None and (self.base.checkpoint.folder / FOLDER).exists()
+
+    @property
     def unread(self) -> tuple[str, ...]:
         """Stored tensors that the model does not read, of either folder: they have no part in what it does."""
         return tuple(sorted(self.base.names.unknown | self.edited.names.unknown))
@@ -132,7 +137,7 @@ class FolderPair:
             key, *_ = self.base.stored(place)
             edited_keys = tuple(dict.fromkeys(key for name in group for key in self.edited.stored(name)))
         except InputError:
-            return self._in_parts(group, "stored in a form that no patch can name")
+            return self._in_parts(group, self._odd_form(group))
         edited_key = edited_keys[0]
         entry, other = self.base.checkpoint.entry(key), self.edited.checkpoint.entry(edited_key)
         status: Status = "same"
@@ -145,10 +150,15 @@ class FolderPair:
             status = "changed"
         return Paired(place=place, status=status, why=why, base_key=key, edited_key=edited_key, nbytes=entry.nbytes)
 
+    def _odd_form(self, names: tuple[str, ...]) -> str:
+        """How a parameter is stored that cannot be edited on disk."""
+        entries = (side.checkpoint.entry(key) for side in (self.base, self.edited) for key in _keys_of(side, names))
+        odd = sorted({entry.dtype for entry in entries} - FLOAT_DTYPES.keys())
+        return f"stored as {' and '.join(odd)}" if odd else "stored in a form that no patch can name"
+
     def _in_parts(self, names: tuple[str, ...], what: str) -> Paired:
         """What is compared by its stored tensors alone."""
-        keys = [key for name in names for key in self.base.names.keys(name)]
-        theirs = [key for name in names for key in self.edited.names.keys(name)]
+        keys, theirs = _keys_of(self.base, names), _keys_of(self.edited, names)
         if not keys or not theirs:
             return _lacking(names[0], "only_in_base" if keys else "only_in_edited")
         same = sorted(keys) == sorted(theirs) and all(
@@ -184,6 +194,10 @@ def same_bytes(one: Shard, key: str, other: Shard, other_key: str) -> bool:
     if one.entries[key].nbytes != other.entries[other_key].nbytes:
         return False
     return all(mine == theirs for mine, theirs in zip(one.raw(key), other.raw(other_key), strict=True))
+
+
+def _keys_of(side: FolderBase, names: tuple[str, ...]) -> list[str]:
+    return [key for name in names for key in side.names.keys(name)]
 
 
 def _holds(side: FolderBase, name: str) -> bool:

@@ -39,7 +39,7 @@ class EditResult:
 
     def __repr__(self) -> str:
         count = len(self.requests)
-        warned = f", {len(self.warnings)} warnings" if self.warnings else ""
+        warned = f", {len(self.warnings)} warning{'s' * (len(self.warnings) != 1)}" if self.warnings else ""
         made = f"{len(self.patches)} patch{'es' * (len(self.patches) != 1)}"
         facts = f"{count} request{'s' * (count != 1)}"
         return f"<EditResult {self.scenario}, {facts}, {made}{warned}: {self.evaluation!r}>"

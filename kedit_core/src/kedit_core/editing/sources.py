@@ -97,12 +97,17 @@ def load_model(source: ModelFolder, *, dtype: Any = None, device: Any = None) ->
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # loading shows kedit's own progress, or none
     try:
-        config = AutoConfig.from_pretrained(source.folder)
+        # left out, trust_remote_code asks on the terminal whether code of the folder shall be run
+        config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model, told = auto.from_pretrained(
-            source.folder, dtype="auto" if dtype is None else dtype, local_files_only=True, output_loading_info=True
+            source.folder,
+            dtype="auto" if dtype is None else dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"transformers cannot load the model in {source.folder}: {_first_line(error)}") from error
     finally:

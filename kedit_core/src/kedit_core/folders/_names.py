@@ -59,8 +59,7 @@ class Names:
             BaseMismatchError: the folder holds another kind of model.
             UnsupportedModelError: transformers does not know the architecture.
         """
-        config = _config(checkpoint.folder)
-        told = config.to_dict()  # before a model is made of it, which may change it
+        config, told = _config(checkpoint.folder)
         model = _skeleton(checkpoint.folder, config, architecture)
         shapes = {name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)}
         stored: dict[str, list[str]] = {}
@@ -168,13 +167,15 @@ class Names:
         return self._settled[place]
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The configuration, and its values before a model is made of it, which may change them."""
     import transformers
 
     try:
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModelError(f"transformers cannot read the config of {folder}: {error}") from error
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return config, config.to_dict()
+    except Exception as error:  # a stranger's values, which classes of all kinds check or fall over
+        raise UnsupportedModelError(f"transformers cannot read the config of {folder}: {_one_line(error)}") from error
 
 
 def _skeleton(folder: Path, config: Any, architecture: str | None) -> nn.Module:
@@ -186,12 +187,19 @@ def _skeleton(folder: Path, config: Any, architecture: str | None) -> nn.Module:
     fits = isinstance(named, type) and isinstance(config, getattr(named, "config_class", None) or ())
     try:
         with torch.device("meta"):
-            model: nn.Module = named(config) if named is not None and fits else auto.from_config(config)
-    except (ValueError, ImportError) as error:
-        raise UnsupportedModelError(f"transformers cannot build the model of {folder}: {error}") from error
+            model: nn.Module = (
+                named(config) if named is not None and fits else auto.from_config(config, trust_remote_code=False)
+            )
+    except Exception as error:  # as above
+        raise UnsupportedModelError(f"transformers cannot build the model of {folder}: {_one_line(error)}") from error
     if architecture is not None and type(model).__name__ != architecture:
         raise BaseMismatchError(f"the patch is for {architecture}, but {folder} holds a {type(model).__name__}")
     return model
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:297]}...'}"
 
 
 def _loaded_names(model: Any, keys: Iterable[str]) -> dict[str, tuple[str, bool]]:

@@ -17,7 +17,8 @@ from kedit_core.folders._record import History, originals
 from kedit_core.folders._shards import FLOAT_DTYPES, Shard
 from kedit_core.patches.digests import digests_in, digests_of, dtype_name, tensor_digest
 from kedit_core.patches.format import Base, BaseTensor, EditPatch
-from kedit_core.patches.operations import ModuleOperation, Operation, RouterOperation
+from kedit_core.patches.operations import Operation
+from kedit_core.patches.places import dotted
 
 __all__ = ["FolderBase", "TensorCheck"]
 
@@ -106,18 +107,13 @@ class FolderBase:
             InputError: a place that the model does not have, or a parameter that cannot be edited on disk.
             BaseMismatchError: a parameter that the folder does not hold.
         """
-        wanted: list[str] = []
-        for place in places:
-            if isinstance(place, ModuleOperation):
-                wanted += place.places
-            elif not isinstance(place, RouterOperation):
-                wanted.append(place if isinstance(place, str) else place.place)
+        named = self.names.named(dotted(places), self.checkpoint)
         return Base(
             name=name,
             revision=revision,
             architecture=self.names.architecture,
             config_sha256=self.names.config_sha256,
-            tensors={place: self.describe(place) for place in self.names.named(wanted, self.checkpoint)},
+            tensors={place: self.describe(place) for place in named},
         )
 
     def describe(self, place: str) -> BaseTensor:

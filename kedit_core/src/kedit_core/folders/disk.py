@@ -168,8 +168,8 @@ def weights_only(patch: EditPatch) -> None:
     if others:
         named = ", ".join(dict.fromkeys(f"{operation.type} {operation.kind}" for operation in others))
         raise InputError(
-            f"the patch has operations that run beside the weights ({named}), which a folder cannot hold; apply it to "
-            "the loaded model instead"
+            f"patch {patch.id[:12]} has operations that run beside the weights ({named}), which a folder cannot hold; "
+            "put it on the loaded model instead (`kedit generate MODEL --patch FILE`, or Editor.apply)"
         )
 
 
@@ -197,5 +197,5 @@ def _target(checkpoint: Checkpoint, history: History | None, out: Path, overwrit
     if not (target / FOLDER).is_dir():
         raise InputError(f"{out} exists and is not a folder that kedit wrote; choose another place or remove it")
     if not overwrite:
-        raise InputError(f"{out} exists already; choose another place, or allow it to be overwritten")
+        raise InputError(f"{out} exists already; choose another place, or allow it to be overwritten (--overwrite)")
     return target

@@ -103,6 +103,8 @@ def _yaml(text: str) -> Any:
         raise ValueError(f"{place}{told or 'is not YAML'}") from None
     except yaml.YAMLError as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    except OverflowError:  # PyYAML's own reading of \U escapes
+        raise ValueError("an escape in it is beyond what YAML has") from None
     except RecursionError:
         raise ValueError("is nested too deeply, or holds itself") from None
 

@@ -193,7 +193,10 @@ class EditPatch:
 
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(operation.type for operation in self.operations)) or "no operation"
-        facts = "private requests" if isinstance(self.requests, PrivateRequests) else f"{len(self.requests)} requests"
+        if isinstance(self.requests, PrivateRequests):
+            facts = "private requests"
+        else:
+            facts = f"{len(self.requests)} request{'s' * (len(self.requests) != 1)}"
         return f"<EditPatch {self.id[:12]} of {self.method.name}: {len(self.operations)} x {kinds}, {facts}>"
 
     # ------------------------------------------------------------------ reading

@@ -20,6 +20,7 @@ EXTRA = "kedit-core[sign]"
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 PRIVATE, PUBLIC = "kedit-key.pem", "kedit-key.pub.pem"
 
+_LONGEST_PASSWORD = 1023  # bytes, of OpenSSL
 _LIMIT = 64 << 10  # bytes of a key file
 _MAKE = "make a pair with kedit sign --new-key FOLDER"
 
@@ -93,7 +94,7 @@ def new_pair(folder: str | os.PathLike[str], password: str | None = None) -> tup
         password: protects the private key.
 
     Returns the paths of the private and the public key. Raises InputError when one is there already (nothing is ever
-    written over) or cannot be written.
+    written over) or cannot be written, or for a password that no key can have.
     """
     serialization = _serialization()
     curves = needed("cryptography.hazmat.primitives.asymmetric.ec", "Making keys", EXTRA)
@@ -106,7 +107,7 @@ def new_pair(folder: str | os.PathLike[str], password: str | None = None) -> tup
     secret = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption() if password is None else serialization.BestAvailableEncryption(password.encode()),
+        serialization.NoEncryption() if password is None else serialization.BestAvailableEncryption(_encoded(password)),
     )
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -119,6 +120,17 @@ def new_pair(folder: str | os.PathLike[str], password: str | None = None) -> tup
     except OSError as error:
         raise InputError(f"no keys could be written to {home} ({error.strerror or error}); give another") from error
     return private, public
+
+
+def _encoded(password: str) -> bytes:
+    """A password as bytes; InputError, which does not repeat it, for one that no key can have."""
+    try:
+        data = password.encode()
+    except UnicodeEncodeError:
+        raise InputError("the password is not text in UTF-8; choose another") from None
+    if len(data) > _LONGEST_PASSWORD:
+        raise InputError(f"the password has {len(data)} bytes, and at most {_LONGEST_PASSWORD} are used; shorten it")
+    return data
 
 
 def public_pem(key: Any) -> bytes:

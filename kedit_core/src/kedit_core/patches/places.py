@@ -17,6 +17,7 @@ from kedit_core.patches.operations import ModuleOperation, Operation, RouterOper
 __all__ = [
     "Fingerprint",
     "Place",
+    "dotted",
     "find_place",
     "names_by_parameter",
     "parameters_of",
@@ -102,18 +103,23 @@ def find_place(model: nn.Module, name: str, names: Mapping[int, Sequence[str]] |
     return Place(name, owner, name.rpartition(".")[0], layout, tuple(aliases), shape, storage)
 
 
-def parameters_of(model: nn.Module, places: Iterable[Operation | str]) -> tuple[str, ...]:
-    """First names of the parameters at these operations or dotted names, each once; of a module, all its parameters."""
-    wanted: list[str] = []
+def dotted(places: Iterable[Operation | str]) -> list[str]:
+    """The dotted names of parameters and modules at these operations or names; a router is at none."""
+    found: list[str] = []
     for place in places:
         if isinstance(place, ModuleOperation):
-            wanted += place.places
+            found += place.places
         elif not isinstance(place, RouterOperation):
-            wanted.append(place if isinstance(place, str) else place.place)
+            found.append(place if isinstance(place, str) else place.place)
+    return found
+
+
+def parameters_of(model: nn.Module, places: Iterable[Operation | str]) -> tuple[str, ...]:
+    """First names of the parameters at these operations or dotted names, each once; of a module, all its parameters."""
     modules = dict(model.named_modules())
     names = names_by_parameter(model)
     found: dict[str, None] = {}
-    for name in wanted:
+    for name in dotted(places):
         inside = [names[id(parameter)][0] for parameter in modules[name].parameters()] if name in modules else [name]
         found |= dict.fromkeys(inside)
     return tuple(found)

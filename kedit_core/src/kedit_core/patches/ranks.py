@@ -60,7 +60,7 @@ class Ranks:
             raise _again(*faults[0]) from error
 
     def _told(self, step: str, mine: Any, error: Exception | None = None) -> list[Any]:
-        """What each process says of a step, this one ``mine``; StackOrderError (from ``error``) when one is elsewhere."""
+        """What each process says of a step, this one ``mine``; StackOrderError (from ``error``) for another step."""
         told = self._collected((step, mine))
         if others := [other for other, _ in told if other != step]:
             raise StackOrderError(

@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeAlias
 
 from attrs import field, frozen
 
-from kedit_core.errors import InputError, UntrustedPatchError
+from kedit_core.errors import InputError, PatchFormatError, UntrustedPatchError
 from kedit_core.files import read_bounded
 from kedit_core.patches.keys import PublicKey
 
@@ -66,8 +66,8 @@ class TrustPolicy:
 
         if signature is None:
             raise UntrustedPatchError(
-                f"{source} has no signature, and only signed patches are read here; put its signature file "
-                f"({source}{SUFFIX}) beside it"
+                f"{source} has no signature, and only signed patches are read here (--key, or {ENVIRONMENT}); get its "
+                f"signature from its author: a file of the patch's name and {SUFFIX}, which belongs beside it"
             )
         return signer_of(digest, signature, self.keys, source)
 
@@ -123,18 +123,33 @@ def vouched(trust: Trust | None, stream: BinaryIO, source: str, signature: Calla
         stream: at its beginning; left there.
         signature: gives the content of the signature file.
 
-    Raises UntrustedPatchError.
+    Raises UntrustedPatchError; PatchFormatError for a file that does not fit into the memory of this machine, which
+    would have to be hashed all the same.
     """
     policy = from_environment() if trust is None else trust
     if not isinstance(policy, TrustPolicy):
         return None
     content = signature()
+    if content is not None:
+        _check_memory(stream, source)
     hasher = hashlib.sha256()
     while content is not None and (block := stream.read(_BLOCK)):
         hasher.update(block)
     stream.seek(0)
     policy.signer(hasher.hexdigest(), content, source)
     return hasher.hexdigest()
+
+
+def _check_memory(stream: BinaryIO, source: str) -> None:
+    """Refuse terabytes that take no room on a disk before they are hashed for hours."""
+    from kedit_core.patches.container import check_memory
+
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    try:
+        check_memory(size)
+    except PatchFormatError as error:
+        raise PatchFormatError(f"{source} cannot be read: {error}") from error
 
 
 def check_unchanged(digest: str, signed: str | None, source: str) -> None:

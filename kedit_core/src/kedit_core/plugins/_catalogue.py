@@ -22,6 +22,7 @@ from kedit_core.plugins._entries import (
     OPERATIONS,
     PLUGINS,
     Found,
+    article,
     load_object,
     nearest,
     normalized,
@@ -268,8 +269,8 @@ class Catalogue:
         known = sorted(entry for of, entry in self._by_name if of == group)
         hint = nearest(name, known) or (f" (there are {', '.join(known)})" if known else " (none is installed)")
         return (
-            f"no installed distribution has a {word} called {name!r}{hint}; pip install the distribution that has it "
-            "('pip install kedit' brings all of kedit's own)"
+            f"no installed distribution has {article(word)} {word} called {name!r}{hint}; pip install the distribution "
+            "that has it ('pip install kedit' brings all of kedit's own)"
         )
 
 

@@ -51,6 +51,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
+def article(word: str) -> str:
+    """``a`` or ``an``, as the word that follows asks for."""
+    return "an" if word[:1] in "aeiou" else "a"
+
+
 def load_object(reference: str) -> Any:
     """Import what ``"package.module:name"`` (or ``"package.module"``) says.
 

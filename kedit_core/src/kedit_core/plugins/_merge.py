@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from kedit_core.contract import MetricInfo, MetricResult
 from kedit_core.errors import DuplicateNameError, UnknownNameError
-from kedit_core.plugins._entries import nearest
+from kedit_core.plugins._entries import article, nearest
 from kedit_core.plugins._guard import Origin
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def chosen(items: Iterable[tuple[Origin, T]], names: Mapping[int, Iterable[str]]
     if not having:
         known = sorted({known for each in names.values() for known in each})
         hint = nearest(name, known) or (f" (there are {', '.join(known)})" if known else " (none is registered)")
-        raise UnknownNameError(f"no installed plugin has a {word} called {name!r}{hint}")
+        raise UnknownNameError(f"no installed plugin has {article(word)} {word} called {name!r}{hint}")
     if len(having) > 1:
         parties = " and ".join(str(origin) for origin, _ in having)
         raise DuplicateNameError(f"{word} {name!r} is registered by both {parties}; uninstall one")

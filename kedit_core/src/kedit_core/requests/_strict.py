@@ -24,6 +24,7 @@ from kedit_core.requests._types import EditRequest, Probe
 
 # names in files that differ from those in code
 _FILE_NAMES = {"answers": "ground_truth"}
+_MEANT = {"id": "case_id"}  # what is often written for a field and is not near it in letters
 _SPAN = "a list of two whole numbers, [start, end]"
 
 
@@ -188,7 +189,7 @@ def _step(error: BaseException) -> str:
 def unknown_field(key: str, cls: type[Any]) -> str:
     """The sentence for a field that is none of ours."""
     known = [_FILE_NAMES.get(each.name, each.name) if cls is Probe else each.name for each in attrs.fields(cls)]
-    close = get_close_matches(str(key).lower(), known, n=1, cutoff=0.6)
+    close = [_MEANT[key]] if _MEANT.get(key) in known else get_close_matches(str(key).lower(), known, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? If not, " if close else ""
     return f"{key!a} is no field of {'a probe' if cls is Probe else 'a request'}; {hint}put it under meta"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,13 +54,36 @@ def status_fault(status: int, code: str | None, what: str, said: str | None = No
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """A block that talks to a server; whatever goes wrong leaves it as a KeditError about ``what``."""
+    """A block that talks to a server; whatever goes wrong leaves it as a KeditError about ``what``.
+
+    What a server has huggingface_hub say (``X-HF-Warning``) is made :func:`printable`.
+    """
     try:
-        yield
+        with _printable_remarks():
+            yield
     except KeditError:
         raise
     except Exception as error:  # the hub client has many kinds of errors; the user needs one sentence
         raise fault_of(error, what) from error
+
+
+@contextmanager
+def _printable_remarks() -> Iterator[None]:
+    handlers = tuple(logging.getLogger("huggingface_hub").handlers)
+    remarks = _Printable()
+    for handler in handlers:
+        handler.addFilter(remarks)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(remarks)
+
+
+class _Printable(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage()), ()
+        return True
 
 
 def fault_of(error: BaseException, what: str) -> KeditError:

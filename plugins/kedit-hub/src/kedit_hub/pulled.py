@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
 from kedit_core.errors import InputError, KeditError
 from kedit_core.files import replacing
 from kedit_core.patches import EditPatch
+from kedit_core.patches.signing import check_signature_output
 from kedit_hub.cache import sha256_of
 from kedit_hub.places import Place
 
@@ -34,7 +34,7 @@ class Pulled:
     source: Place
     file: str | None
     commit: str | None
-    signature: bytes | None
+    signature: bytes | None = field(repr=False)
     cached: bool
 
     @property
@@ -53,11 +53,13 @@ class Pulled:
 
         Gives the signature's path, or None where there is none.
 
-        Raises InputError when a signature of another patch lies beside ``path``, KeditError when nothing can be
-        written.
+        Raises InputError when a signature of another patch, or something that is no signature, lies beside ``path``,
+        KeditError when nothing can be written.
         """
         target = Path(path)
         beside = target.with_name(target.name + ".sig")
+        if self.signature is not None and not _holds(beside, self.signature):
+            check_signature_output(beside)
         stale = self.signature is None and beside.exists() and not _is_file_of(target, self.id)
         if stale:
             raise InputError(
@@ -65,8 +67,7 @@ class Pulled:
                 "remove it"
             )
         try:
-            with self.path.open("rb") as stream, replacing(target) as sink:
-                shutil.copyfileobj(stream, sink)
+            self.patch.save(target)
             if self.signature is None:
                 return None
             with replacing(beside) as sink:
@@ -74,6 +75,10 @@ class Pulled:
         except OSError as error:
             raise KeditError(f"the patch could not be written to {target}: {error.strerror or error}") from error
         return beside
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def _is_file_of(path: Path, patch_id: str) -> bool:

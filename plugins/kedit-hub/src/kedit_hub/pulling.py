@@ -137,26 +137,40 @@ def _found(
     opened: Source, wanted: str | None, cache: Cache, force: bool, max_bytes: int, progress: Progress
 ) -> tuple[Offer, str, bool]:
     """The offer whose bytes have the id that is wanted, now in the cache; its id, and whether it was there before."""
+    left = max_bytes  # for all that have to be tried together
     for offer in choose(opened.offers(), wanted, str(opened.place)):
         if offer.id is not None and not force and cache.find(offer.id) is not None:
             return offer, offer.id, True
 
-        def fill(sink: BinaryIO, offer: Offer = offer) -> str:
+        def fill(sink: BinaryIO, offer: Offer = offer, limit: int = left) -> str:
             looked_into = HeaderFirst(sink, f"{offer.file} of {opened.place}")
             stream = cast(BinaryIO, looked_into)
-            found = opened.fetch(offer.file, stream, limit=max_bytes, expected=offer.size, progress=progress)
+            found = opened.fetch(offer.file, stream, limit=limit, expected=offer.size, progress=progress)
             if offer.id is not None and found != offer.id:
                 raise KeditError(
                     f"{offer.file} of {opened.place} is not what is announced: its SHA-256 is {found}, not {offer.id}; "
                     "it was changed or damaged, so it is not kept"
                 )
             looked_into.finish()
+            if wanted is not None and not found.startswith(wanted):
+                raise _AnotherPatchError(sink.tell())
             return found
 
-        found, _ = cache.store(fill)
-        if wanted is None or found.startswith(wanted):
-            return offer, found, False
+        try:
+            found, _ = cache.store(fill)
+        except _AnotherPatchError as other:
+            left -= other.size
+            continue
+        return offer, found, False
     raise UnknownNameError(f"{opened.place} holds no patch {wanted}; ask its owner, or search for it")
+
+
+class _AnotherPatchError(Exception):
+    """What came is not the patch that is wanted, so it is not kept."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
 
 
 def _checked(cache: Cache, patch_id: str, name: str, signature: bytes | None, trust: Trust | None) -> EditPatch:
@@ -165,10 +179,13 @@ def _checked(cache: Cache, patch_id: str, name: str, signature: bytes | None, tr
         trust.signer(patch_id, signature, name)
     path = cache.folder / "patches" / f"{patch_id}.safetensors"
     try:
-        return EditPatch.load(path, trust=ANYONE)
+        patch = EditPatch.load(path, trust=ANYONE)
     except PatchFormatError as error:
         cache.drop(patch_id)
         raise PatchFormatError(f"{name}: {error}") from error
+    if patch.id != patch_id:
+        raise KeditError(f"{path} was changed while it was read; is something else writing to the cache?")
+    return patch
 
 
 def _from_cache(

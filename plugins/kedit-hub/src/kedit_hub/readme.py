@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import date
+from types import NoneType
 
 from huggingface_hub import RepoCard
 from yaml import YAMLError
@@ -18,6 +20,7 @@ from kedit_hub.markdown import literal
 README = "README.md"
 MAX_README = 4 << 20  # bytes
 
+_SCALARS = (str, int, float, date, NoneType)
 _SECTION = "<!-- kedit:patch {id} -->\n{text}<!-- kedit:end {id} -->\n"
 
 
@@ -38,7 +41,11 @@ def readme(this: Publication, old: str | None = None) -> str:
     data["tags"] = list(dict.fromkeys((*_list(data.get("tags")), *this.all_tags)))
     if this.license is not None:
         data["license"] = this.license
-    return f"---\n{data.to_yaml()}\n---\n{_with_section(card.text, this)}"
+    try:
+        metadata = data.to_yaml()
+    except ValueError as error:  # a number of thousands of digits
+        raise _unreadable(error) from error
+    return f"---\n{metadata}\n---\n{_with_section(card.text, this)}"
 
 
 def decoded(data: bytes) -> str:
@@ -51,14 +58,14 @@ def decoded(data: bytes) -> str:
 
 def has_section(text: str, patch_id: str) -> bool:
     """Whether a README has a section of this patch."""
-    return _marked(patch_id).search(text) is not None
+    return _marked(text, patch_id) is not None
 
 
 def _card(text: str) -> RepoCard:
     try:
         whole = text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n{text}"
         return RepoCard(whole, ignore_metadata_errors=True)
-    except (YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise _unreadable(error) from error
 
 
@@ -71,12 +78,18 @@ def _unreadable(error: Exception) -> InputError:
 
 def _with_section(text: str, this: Publication) -> str:
     new = _SECTION.format(id=this.patch.id, text=section(this))
-    replaced, count = _marked(this.patch.id).subn(lambda _: new, text, count=1)
-    return replaced if count else f"{text.rstrip()}\n\n{new}"
+    if (found := _marked(text, this.patch.id)) is None:
+        return f"{text.rstrip()}\n\n{new}"
+    begin, end = found
+    return text[:begin] + new + text[end:]
 
 
-def _marked(patch_id: str) -> re.Pattern[str]:
-    return re.compile(rf"^<!-- kedit:patch {patch_id} -->$.*?^<!-- kedit:end {patch_id} -->$\n?", re.M | re.S)
+def _marked(text: str, patch_id: str) -> tuple[int, int] | None:
+    """Begin and end of a patch's section with its marks, which are whole lines; time is linear in the text."""
+    begin, end = (f"<!-- kedit:{word} {patch_id} -->" for word in ("patch", "end"))
+    first = re.search(rf"^{begin}$", text, re.M)
+    last = None if first is None else re.compile(rf"^{end}$\n?", re.M).search(text, first.end())
+    return None if first is None or last is None else (first.start(), last.end())
 
 
 def _with(known: object, model: str) -> str | list[str]:
@@ -87,4 +100,7 @@ def _with(known: object, model: str) -> str | list[str]:
 def _list(value: object) -> Sequence[str]:
     if value is None:
         return []
-    return [str(each) for each in value] if isinstance(value, list) else [str(value)]
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, _SCALARS) for each in values):  # also: aliases of aliases make endless text
+        raise _unreadable(TypeError("tags and base_model are lists of texts"))
+    return [str(each) for each in values]

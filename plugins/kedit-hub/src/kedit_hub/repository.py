@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -10,6 +11,7 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from kedit_core.editing.progress import Progress, silent
+from kedit_core.errors import KeditError
 from kedit_hub.faults import told
 from kedit_hub.offers import Offer, offers_among
 from kedit_hub.places import Repository, check_url
@@ -17,6 +19,8 @@ from kedit_hub.transfer import download, download_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
+
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 Token = str | bool | None
 
@@ -59,6 +63,8 @@ class Snapshot:
             info = HfApi(endpoint=address, token=token).model_info(
                 place.name, revision=place.revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
             )
+            if not _COMMIT.fullmatch(str(info.sha)):
+                raise KeditError(f"{what}: the server does not tell which commit that is; is it a Hub?")
             return cls(
                 place=place,
                 commit=str(info.sha),
@@ -121,6 +127,8 @@ def name_of(place: Repository, address: str) -> str:
 def _files(info: ModelInfo) -> dict[str, RemoteFile]:
     found = {}
     for each in info.siblings or ():
+        if not each.rfilename.isprintable():  # such a name could look like a line of ours where it is shown
+            continue
         sha256 = None if each.lfs is None else each.lfs.sha256
         found[each.rfilename] = RemoteFile(name=each.rfilename, size=each.size, sha256=sha256)
     return found

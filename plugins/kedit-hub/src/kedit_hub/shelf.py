@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -134,7 +134,7 @@ class Shelf:
             described: whether title and card were chosen for this push.
 
         Raises:
-            InputError: the place is no folder.
+            InputError: the place is no folder, or something that is no plain file stands where one is to be written.
             KeditError: it cannot be written, or another process keeps it locked for a minute.
         """
         if isinstance(self.place, Site):
@@ -142,6 +142,7 @@ class Shelf:
         folder = self.place.path
         try:
             folder.mkdir(parents=False, exist_ok=True)
+            _refuse_links(folder, (_LOCK, INDEX))
             with FileLock(folder / _LOCK, timeout=_PATIENCE):
                 return self._add(folder, file, entry, card, signature, described)
         except Timeout as error:
@@ -162,6 +163,7 @@ class Shelf:
         if old is not None and not described and old.signature == new.signature:
             card = None
         changed = new != old
+        _refuse_links(folder, (new.file, f"{new.file}.sig", f"{entry.id}.md"))
         path = folder / new.file
         if not path.is_file() or sha256_of(path) != entry.id:
             _put(file, path, entry.id)
@@ -183,6 +185,14 @@ def _joined(old: Entry, new: Entry, described: bool) -> Entry:
     tags = tuple(dict.fromkeys((*old.tags, *new.tags)))
     signature = old.signature or (None if new.signature is None else f"{old.file}.sig")
     return evolve(old, title=new.title if described else old.title, tags=tags, signature=signature)
+
+
+def _refuse_links(folder: Path, names: Sequence[str]) -> None:
+    """InputError where one of the names is a link, a pipe or a folder: writing there could change a file elsewhere."""
+    for name in names:
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise InputError(f"{path} is no plain file, and a shelf is never written through a link; remove it")
 
 
 @contextmanager

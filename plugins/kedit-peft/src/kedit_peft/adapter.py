@@ -20,6 +20,7 @@ from kedit_peft.factors import Change, Factors, change_of
 from kedit_peft.places import ChangedWeight, changed_weights
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank
+_LARGEST = 1 << 16  # no layer is that wide; a slip of the finger would fill the memory with padding
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -140,8 +141,8 @@ def _check_errors(weights: Sequence[AdapterWeight], tolerance: float) -> None:
 
 def _check_options(rank: Any, max_rank: Any, tolerance: Any, dtype: Any) -> None:
     for name, value in (("rank", rank), ("max_rank", max_rank)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise InputError(f"{name} is {value!r}; give a whole number from 1")
+        if value is not None and (type(value) is not int or not 1 <= value <= _LARGEST):
+            raise InputError(f"{name} is {value!r}; give a whole number from 1 to {_LARGEST}")
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float)):
         raise InputError(f"tolerance is {tolerance!r}; give a number")
     if tolerance is not None and not tolerance >= 0:

@@ -20,13 +20,14 @@ def readme(adapter: Adapter, patches: Sequence[EditPatch], base_name: str | None
     head += ["tags:", "- lora", "- knowledge-editing", "- kedit", "---", ""]
     largest = max(adapter.weights, key=lambda weight: weight.error)
     what = "a kedit patch" if len(patches) == 1 else f"{len(patches)} kedit patches together"
+    weights = f"{len(adapter.weights)} weight{'s' * (len(adapter.weights) != 1)}"
     body = [
         "# Knowledge edit as a LoRA adapter",
         "",
         f"Does what {what} did to `{base_name or base.architecture}` ({base.architecture}).",
         "",
         *(f"- patch `{patch.id}` of method `{patch.method.name}`" for patch in patches),
-        f"- rank {adapter.rank}, {adapter.dtype}, {len(adapter.weights)} weights, no scaling (`lora_alpha` = `r`)",
+        f"- rank {adapter.rank}, {adapter.dtype}, {weights}, no scaling (`lora_alpha` = `r`)",
         f"- largest relative error: {largest.error:.2e} at `{largest.place}`",
         "",
         "```python",
@@ -36,7 +37,7 @@ def readme(adapter: Adapter, patches: Sequence[EditPatch], base_name: str | None
         "```",
         "",
         *_facts(patches),
-        *(f"- {note[:1].upper()}{note[1:]}." for note in notes),
+        *(f"- note: {note}" for note in notes),
     ]
     return "\n".join(head + body).rstrip() + "\n"
 

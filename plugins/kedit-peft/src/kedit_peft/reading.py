@@ -109,10 +109,11 @@ def _delta(pair: LoraPair, adapter: PeftFolder) -> LowRankDelta | None:
     place = f"{pair.module}.weight"
     if not (a.isfinite().all() and b.isfinite().all()):
         raise InputError(f"the adapter's factors of {place!r} hold NaN or infinity; look for the step that diverged")
+    scale = adapter.settings.scale(pair.module, pair.rank)
     used = (a != 0).any(1) & (b != 0).any(0)
-    if not used.any():
+    if not (scale and used.any()):
         return None
-    left = scaled(b[:, used], adapter.settings.scale(pair.module, pair.rank))
+    left = scaled(b[:, used], scale)
     right = a[used].to(left.dtype)
     if pair.embedding:
         left, right = right.T, left.T

@@ -31,9 +31,15 @@ def notes_for(adapter: Adapter, architecture: str, base_name: str | None) -> lis
         "Text Generation Inference leaves out a kind of layer that any block has no adapter for; do not serve it there"
     )
     if base_name is None:
-        notes.append("the patch records no name of its base, so base_model_name_or_path is null; give base_name=")
+        notes.append(
+            "the patch records no name of its base, so base_model_name_or_path is null; "
+            "give base_name (-p base_name=NAME)"
+        )
     elif ":" in base_name:
-        notes.append(f"base_model_name_or_path is {base_name!r}, a name that only kedit knows; give base_name=")
+        notes.append(
+            f"base_model_name_or_path is {base_name!r}, a name that only kedit knows; "
+            "give base_name (-p base_name=NAME)"
+        )
     return notes
 
 

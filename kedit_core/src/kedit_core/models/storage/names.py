@@ -54,7 +54,7 @@ def last_entry(model: nn.Module, name: str) -> Entry | None:
 
 
 def split_tie(model: nn.Module, names: Sequence[str]) -> str | None:
-    """A parameter that transformers ties to one of ``names`` where only one of the two is offloaded; None without one."""
+    """A parameter that transformers ties to one of ``names``, only one of the two being offloaded; None without one."""
     for one, other in declared_ties(model).items():
         for mine, theirs in ((one, other), (other, one)):
             if mine in names and theirs not in names and _is_empty(model, mine) != _is_empty(model, theirs):

@@ -50,7 +50,9 @@ class Entry:
     def from_file(self) -> Tensor:
         """What the file says. Raises InputError when it cannot be read."""
         if self.loader is None:
-            raise InputError(f"the offloaded weight {self.key!r} is not in its map of weights any more; load the model anew")
+            raise InputError(
+                f"the offloaded weight {self.key!r} is not in its map of weights any more; load the model anew"
+            )
         bare = copy.copy(self.loader)
         bare.state_dict = {}
         try:

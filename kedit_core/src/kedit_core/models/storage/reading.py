@@ -11,7 +11,7 @@ from kedit_core.models.storage.finding import storage_of
 from kedit_core.models.storage.marks import Fingerprint
 from kedit_core.models.storage.names import last_entry
 from kedit_core.models.storage.offloaded import Offloaded, offload_of
-from kedit_core.models.storage.sharded import is_spread, local_part, whole_of
+from kedit_core.models.storage.sharded import is_spread, mark_of_part, whole_of
 
 
 def repacked(tensor: Tensor, before: Fingerprint, now: Fingerprint) -> bool:
@@ -23,7 +23,7 @@ def repacked(tensor: Tensor, before: Fingerprint, now: Fingerprint) -> bool:
 def mark_of(model: nn.Module, name: str, tensor: Tensor) -> Fingerprint:
     """What is in a parameter or buffer now, without reading it: equal as long as nobody writes to it."""
     if is_spread(tensor):
-        return Fingerprint.of(local_part(tensor))
+        return mark_of_part(tensor)
     if tensor.is_meta and (entry := last_entry(model, name)) is not None:
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)

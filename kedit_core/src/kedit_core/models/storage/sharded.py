@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from attrs import evolve
 from torch import Tensor, nn
 
 from kedit_core.errors import InputError
 from kedit_core.models.storage.base import Held, Storage, tensor_of
-from kedit_core.models.storage.marks import Fingerprint
+from kedit_core.models.storage.marks import Fingerprint, version_of
 
 
 class Sharded(Storage):
@@ -57,8 +58,8 @@ class Sharded(Storage):
         return "it is computed in parts by several processes (tensor parallelism), and a branch needs whole inputs"
 
     def mark(self) -> Fingerprint:
-        """That of this process's part."""
-        return Fingerprint.of(self.local)
+        """That of this process's part, and of the whole that it belongs to."""
+        return mark_of_part(self._first)
 
     def hold(self) -> Tensor:
         """A copy of this process's part, since that memory is going to be written."""
@@ -111,6 +112,12 @@ def local_part(spread: Tensor) -> Tensor:
     with torch.no_grad():
         part: Tensor = spread.to_local()  # type: ignore[attr-defined]
         return part.detach()
+
+
+def mark_of_part(spread: Tensor) -> Fingerprint:
+    """The mark of a DTensor's part. What writes to the DTensor, as optimisers do, counts in its own version alone."""
+    whole = Fingerprint(0, spread.dtype, spread.device, tuple(spread.shape), (), version_of(spread))
+    return evolve(Fingerprint.of(local_part(spread)), parts=(whole,))
 
 
 def whole_of(spread: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from kedit_easyedit.rules import Rule, dropped, only
 
@@ -41,3 +42,8 @@ MODEL_CLASSES: Mapping[str, Rule] = {
     "tokenizer_class": FROM_ADAPTER,
     "tokenizer_name": dropped("the tokenizer is that of the model"),
 }
+
+
+def bound(value: Any) -> Any:
+    """For :func:`~kedit_easyedit.rules.to`: EasyEdit takes a bound on weights only from a float."""
+    return value if isinstance(value, float) else None

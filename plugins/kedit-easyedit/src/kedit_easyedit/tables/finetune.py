@@ -7,15 +7,10 @@ from typing import Any
 
 from kedit_easyedit.modules import module
 from kedit_easyedit.rules import Rule, Table, dropped, into, only, to
-from kedit_easyedit.tables.common import COMMON, TEMPLATES
+from kedit_easyedit.tables.common import COMMON, TEMPLATES, bound
 
 _OBJECTIVES = {"prompt_last": "ft_l", "target_new": "ft_m"}
 _KINDS = {"lora": "lora", "adalora": "adalora"}
-
-
-def _bound(value: Any) -> Any:
-    """EasyEdit takes a bound only from a float."""
-    return value if isinstance(value, float) else None
 
 
 def _part(value: Any) -> Mapping[str, Any]:
@@ -57,7 +52,7 @@ TABLES: tuple[Table, ...] = (
             **_TRAINING,
             **TEMPLATES,
             "rewrite_module_tmp": into(_part),
-            "norm_constraint": to("norm_constraint", _bound),
+            "norm_constraint": to("norm_constraint", bound),
             "objective_optimization": _chooses("objective", _OBJECTIVES),
         },
         remarks=(

@@ -91,6 +91,7 @@ TABLES: tuple[Table, ...] = (
             "enable_random_prefix_keys": dropped("it is the contrary of enable_prompt_keys"),
             "original_implementation": dropped("it chooses the method: rome when true, else r_rome"),
         },
+        variants={"rome": {"enable_prompt_keys": dropped("original_implementation true overrides it")}},
         remarks=(_OFF, _FIRST),
     ),
     Table(name="MEMIT", method="memit", methods=("memit",), rules=_SPREAD, remarks=(_TEMPLATES,)),

@@ -7,7 +7,7 @@ from typing import Any
 
 from kedit_easyedit.modules import layer_and_part, one, parts_and_layers
 from kedit_easyedit.rules import Rule, Table, dropped, into, one_of, only, to
-from kedit_easyedit.tables.common import COMMON, FROM_ADAPTER
+from kedit_easyedit.tables.common import COMMON, FROM_ADAPTER, bound
 
 _ENCODER = "all-MiniLM-L6-v2"
 
@@ -92,7 +92,7 @@ _WISE: Mapping[str, Rule] = {
     "retrieve": to("retrieve"),
     "replay": to("replay"),
     "merge_alg": to("merge_alg"),
-    "norm_constraint": to("norm_constraint"),
+    "norm_constraint": to("norm_constraint", bound),
     "weights": to("weights"),
     "densities": to("density"),
     "save_path": dropped("the patch is what is saved: -o, result.patch.save"),
