@@ -76,3 +76,17 @@ def test_code_of_a_folder_is_not_run_nor_asked_about(
     with pytest.raises(InputError, match="cannot load the model in"):
         load_model(ModelFolder(folder=folder))
     assert not (tmp_path / "asked").exists() and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "spoilt", [{"hidden_size": "x", "n_embd": "x"}, {"dtype": "nonsense"}, {"n_head": 0}, {"n_layer": None}]
+)
+def test_settings_that_transformers_falls_over_end_in_one_sentence(
+    source: ModelFolder, tmp_path: Path, spoilt: dict[str, object]
+) -> None:
+    folder = tmp_path / "spoilt"
+    shutil.copytree(source.folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | spoilt))
+    with pytest.raises(InputError, match="transformers cannot load the model in"):
+        load_model(ModelFolder(folder=folder))

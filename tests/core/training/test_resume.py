@@ -7,7 +7,6 @@ import math
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from attrs import evolve
+from warm_processes import WarmProcess
 from core.training.toy_trainer import Toy, a_loop, a_toy, equal, moved
 
 from kedit_core.errors import InputError, KeditError, MethodError
@@ -338,10 +338,9 @@ def test_killed_three_times_it_ends_the_same(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     folder, draw, began = tmp_path / "killed", random.Random(0), []
     folder.mkdir()
-    command = [sys.executable, "-c", KILLED, str(folder)]
     for _ in range(3):
         (folder / "started").unlink(missing_ok=True)
-        process = subprocess.Popen(command, env=environment)
+        process = WarmProcess(KILLED, [folder], environment)
         while not (folder / "started").exists():
             assert process.poll() is None
             time.sleep(0.01)
@@ -350,12 +349,13 @@ def test_killed_three_times_it_ends_the_same(tmp_path: Path) -> None:
         assert process.wait() == -signal.SIGKILL
         began.append(int((folder / "started").read_text() or 0))
     assert not (folder / "done").exists()
-    subprocess.run(command, env=environment, check=True)
+    last = WarmProcess(KILLED, [folder], environment)
+    assert last.wait(300) == 0, last.communicate()
     assert began[0] == 0 and 0 < began[1] < began[2] < 600
-    last = a_toy(iterations=600)
-    loop = a_loop(folder, last)
+    final = a_toy(iterations=600)
+    loop = a_loop(folder, final)
     loop.resume()
     assert loop.counters.iteration == 600
     loop._put_best()
-    assert equal(moved(last), moved(whole))
+    assert equal(moved(final), moved(whole))
     assert loop.counters.history == list(outcome.history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -343,3 +344,14 @@ def test_the_editor_describes_itself(tmp_path: Path) -> None:
     assert folder.config["places"][0]["name"] == "transformer.h.1.mlp.c_fc.weight"
     assert "alpha" in folder.tensors
     assert catalogue().method("mend").training is not None
+
+
+def test_an_editor_in_a_pipe_or_of_terabytes_is_refused_at_once(tmp_path: Path) -> None:
+    tensors = trained(tmp_path / "e", "gpt2", "mend") / "editor.safetensors"
+    os.truncate(tensors, 1 << 43)
+    with pytest.raises(InputError, match="cannot be read: its tensors take"):
+        EditorFolder.read(tmp_path / "e")
+    tensors.unlink()
+    os.mkfifo(tensors)
+    with pytest.raises(InputError, match="not an ordinary file"):
+        EditorFolder.read(tmp_path / "e")

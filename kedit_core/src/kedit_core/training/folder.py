@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from kedit_core.editing import EditContext
-from kedit_core.errors import BaseMismatchError, InputError, RequirementError
-from kedit_core.files import read_bounded
+from kedit_core.errors import BaseMismatchError, InputError, PatchFormatError, RequirementError
+from kedit_core.files import open_regular, read_bounded
 from kedit_core.patches import canonical
+from kedit_core.patches.container import check_memory
 from kedit_core.training.basis import check_base, same_tokens
 
 FORMAT = 1
@@ -103,11 +105,15 @@ class EditorFolder:
         data = b""
         if state["tensors_sha256"] is not None:
             try:
-                data = (path / TENSORS).read_bytes()
+                with open_regular(path / TENSORS) as stream:
+                    check_memory(os.fstat(stream.fileno()).st_size)
+                    data = stream.read()
             except OSError as error:
                 raise InputError(
                     f"{path} has no {TENSORS} ({error.strerror or error}); get the whole folder"
                 ) from error
+            except PatchFormatError as error:
+                raise InputError(f"{path / TENSORS} cannot be read: {error}") from error
             if hashlib.sha256(data).hexdigest() != state["tensors_sha256"]:
                 raise InputError(
                     f"{path / TENSORS} is not the file that {STATE} was written with (its SHA-256 differs); get the "
