@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 from attrs import evolve
-from warm_processes import WarmProcess
 from core.training.toy_trainer import Toy, a_loop, a_toy, equal, moved
+from warm_processes import WarmProcess
 
 from kedit_core.errors import InputError, KeditError, MethodError
 from kedit_core.training.store import Store
