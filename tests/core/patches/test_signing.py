@@ -29,16 +29,6 @@ PATCH = loose_patch(
 OTHER = loose_patch([], {}, requests=[FACT])
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return new_pair(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return new_pair(tmp_path_factory.mktemp("strangers"))
-
-
 @pytest.fixture
 def patch(tmp_path: Path) -> Path:
     PATCH.save(tmp_path / "p.safetensors")

@@ -19,7 +19,6 @@ from kedit_core.cli import root
 from kedit_core.errors import InputError, PatchFormatError, UntrustedPatchError
 from kedit_core.folders import apply_to_folder, revert_folder
 from kedit_core.patches import EditPatch, PatchStack, container, inspect
-from kedit_core.patches.keys import new_pair
 from kedit_core.patches.signing import sign
 from kedit_core.patches.trust import ANYONE, ENVIRONMENT, TrustPolicy, from_environment, policy_for
 from kedit_core.stacks.file import StackedPatch, StackFile
@@ -28,16 +27,6 @@ from kedit_core.testing.tiny import tiny
 pytest.importorskip("model_signing")
 
 PATCH = loose_patch([], {}, requests=[FACT])
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return new_pair(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return new_pair(tmp_path_factory.mktemp("strangers"))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from bench_tools import figures, model_folder, request_file, run
+from gloo_tools import free_port
 from warm_processes import WarmProcess
 
 from kedit_bench import distributed
@@ -72,12 +72,6 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
     paths = [path for path in sys.path if path] + [str(Path(__file__).parents[2])]
     own = {"PYTHONPATH": os.pathsep.join(paths), "KEDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     return {**os.environ, **own, "PARTS": str(cache) + ".parts", **more}
-
-
-def free_port() -> str:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return str(made.getsockname()[1])
 
 
 def start(given: Sequence[str], cache: Path, count: int = 2, **more: str) -> list[WarmProcess]:
