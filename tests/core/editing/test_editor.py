@@ -51,6 +51,13 @@ def facts() -> list[EditRequest]:
     return [fact("a"), fact("b"), fact("c")]
 
 
+def test_it_says_what_it_is() -> None:
+    mine = editor()
+    assert repr(mine) == "<Editor: nudge on LlamaForCausalLM, 0 patches on it>"
+    mine.edit(fact(), evaluate=False)
+    assert repr(mine).endswith("1 patch on it>") and repr(editor(None, "gpt2")).startswith("<Editor: no method on GPT2")
+
+
 def test_batch_leaves_one_patch_on_the_model(facts: list[EditRequest]) -> None:
     e = editor()
     before = Snapshot(e.model)

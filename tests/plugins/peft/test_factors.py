@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft_tools import randoms
 
+from kedit_core.errors import InputError
 from kedit_core.patches import DenseDelta, LowRankDelta, SparseDelta
 from kedit_core.patches.operations import Delta
 from kedit_peft.factors import Factors, LowRankChange, WholeChange, change_of
@@ -109,3 +110,10 @@ def test_padding_adds_zeros_only() -> None:
     assert factors.rank == 8 and factors.left.is_contiguous()
     assert not factors.left[:, 3:].any() and not factors.right[3:].any()
     torch.testing.assert_close(factors.product(), whole([low(3, 0)]))
+
+
+def test_a_weight_that_a_patch_says_is_huge_is_refused_before_it_is_made() -> None:
+    """A sparse delta of one number is for a weight of whatever size its manifest claims."""
+    one = SparseDelta("w", "element", torch.tensor([3]), torch.ones(1))
+    with pytest.raises(InputError, match="16777216 x 16777216 cannot be formed"):
+        change_of([one], (1 << 24, 1 << 24))

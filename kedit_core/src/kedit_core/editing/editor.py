@@ -126,6 +126,11 @@ class Editor:
         base = Answers(self.model, self.adapter, self.tokens, stack=self.stack, base=True)
         self._read = BaseReading(self.stack, base, self.cache if keep_base_answers else None)
 
+    def __repr__(self) -> str:
+        method = "no method" if self.info is None else self.info.name
+        count = len(self.stack.patches)
+        return f"<Editor: {method} on {type(self.model).__name__}, {count} patch{'es' * (count != 1)} on it>"
+
     @classmethod
     def from_pretrained(
         cls,

@@ -13,7 +13,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from kedit_core.errors import InputError, PatchFormatError
 from kedit_core.patches import LowRankDelta
+from kedit_core.patches.container import check_memory
 from kedit_core.patches.operations import Delta
 
 EXACT = torch.float64
@@ -108,10 +110,17 @@ Change: TypeAlias = LowRankChange | WholeChange
 
 
 def change_of(deltas: Sequence[Delta], shape: tuple[int, int]) -> Change:
-    """The sum of deltas of one weight of ``shape`` (out, in); low-rank factors are put side by side."""
+    """The sum of deltas of one weight of ``shape`` (out, in); low-rank factors are put side by side.
+
+    Raises InputError for a weight that a patch says is larger than could be formed here.
+    """
     parts = [Factors(d.left.to(EXACT), d.right.to(EXACT)) for d in deltas if isinstance(d, LowRankDelta)]
     others = [delta for delta in deltas if not isinstance(delta, LowRankDelta)]
     if others:
+        try:
+            check_memory(EXACT.itemsize * shape[0] * shape[1])
+        except PatchFormatError as error:
+            raise InputError(f"a change of a weight of {shape[0]} x {shape[1]} cannot be formed: {error}") from error
         rest = torch.zeros(shape, dtype=EXACT)
         for delta in others:
             rest += delta.delta(shape, EXACT)
