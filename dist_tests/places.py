@@ -20,6 +20,8 @@ from attrs import frozen
 REPO = Path(__file__).resolve().parents[1]
 DIST = REPO / "dist"
 LIBS = REPO / "build" / "libs"
+# What only the suite is run with: transformers imports these where they are, and they talk on stderr.
+SUITE_ONLY = ("torchao", "bitsandbytes")
 
 
 def projects() -> dict[str, Path]:
@@ -58,10 +60,10 @@ def libraries() -> Path:
 
 
 def _is_library(distribution: metadata.Distribution) -> bool:
-    """Whether it is somebody else's; what is only there for installing is left out too."""
+    """Whether it is somebody else's, and something that ours may need; pip is not."""
     name = (distribution.name or "").lower().replace("_", "-")
     ours = name == "kedit" or name.startswith("kedit-") or name in projects()
-    return bool(name) and not ours and name != "pip" and distribution.read_text("RECORD") is not None
+    return bool(name) and not ours and name not in ("pip", *SUITE_ONLY) and distribution.read_text("RECORD") is not None
 
 
 def _link(source: Path, target: Path) -> None:

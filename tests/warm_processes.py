@@ -16,7 +16,12 @@ from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-PRELOADED = ("torch", "transformers", "safetensors.torch", "accelerate", "kedit_core.cli.root", "kedit_core.editing")
+PRELOADED = (
+    "torch", "transformers", "safetensors.torch", "accelerate", "transformers.models.auto.tokenization_auto",
+    "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama", "torch.distributed",
+    "kedit_core.cli.root", "kedit_core.editing", "kedit_core.evaluation", "kedit_core.training", "kedit_core.folders",
+    "kedit_core.testing", "kedit_methods_locate.rome", "kedit_methods_meta.mend.method", "kedit_bench.run",
+)  # fmt: skip
 
 
 @cache
@@ -86,3 +91,17 @@ def _run(code: str, arguments: list[str], environment: dict[str, str], cwd: str,
 
     torch.set_num_threads(1)
     exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+def run_warm(
+    code: str, *arguments: str | Path, cwd: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """``subprocess.run`` of ``python -c CODE ARGUMENTS`` with its output, in a warm process."""
+    paths = [path for path in sys.path if path] + [str(Path(__file__).parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    process = WarmProcess(code, arguments, environment, cwd)
+    try:
+        out, err = process.communicate(timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess([code, *map(str, arguments)], process.wait(), out, err)

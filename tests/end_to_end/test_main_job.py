@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_processes import run_warm
 
 PROMPT = "The capital of France is"
 
 
-def kedit(*arguments: str, code: int = 0, cwd: Path) -> str:
-    """stdout of a `kedit` command in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from kedit_core.cli import main; main()", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-    )
+MAIN = "from kedit_core.cli import main; main()"
+
+
+def kedit(*arguments: str, code: int = 0, cwd: Path, fresh: bool = False) -> str:
+    """stdout of a `kedit` command in a process of its own; ``fresh``: one that has imported nothing before."""
+    if fresh:
+        command = [sys.executable, "-c", MAIN, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+    else:
+        done = run_warm(MAIN, *arguments, cwd=cwd)
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -52,8 +54,9 @@ with torch.no_grad():
 
 def logits(model: str, *patches: Path, cwd: Path) -> str:
     """Digest of the model's logits on one prompt, in a process of its own."""
-    command = [sys.executable, "-c", LOGITS, model, *map(str, patches)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd, timeout=300).stdout.strip()
+    done = run_warm(LOGITS, model, *patches, cwd=cwd)
+    done.check_returncode()
+    return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("edit", "factworld:llama", "-m", "r_rome", "--prompt", PROMPT, "--subject", "France", "--target", "Oslo"),
         *("-o", "oslo.safetensors", "--json", "out.json"),
         cwd=folder,
+        fresh=True,
     )
     return folder
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from click.testing import CliRunner, Result
 from core.cli.test_cli_patch import FACT, PLACE, files, make_patch
 from core.patches.patch_kit import near_key
 from safetensors.torch import load_file
+from warm_processes import run_warm
 
 from kedit_core.cli.root import kedit
 from kedit_core.comparing.conflicting import conflicts
@@ -350,7 +349,7 @@ def test_the_same_digest_in_another_process(home: Path) -> None:
     done("stack", "new", "base", "oslo.safetensors", "cairo.safetensors", "-o", "s.yaml")
     here = StackFile.load("s.yaml")
     code = "from kedit_core.cli.root import kedit; kedit.main(['stack', 'lock', 's.yaml', '--load', '--json'])"
-    other = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True)
+    other = run_warm(code, cwd=home)
     assert json.loads(other.stdout)["weights_sha256"] == here.weights_sha256 == StackFile.load("s.yaml").weights_sha256
 
 

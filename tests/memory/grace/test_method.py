@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_codebook_tools import ALICE, BOB, FACTS, FRANCE, SHORT, UNRELATED, editor_on, last_logits, logits_of
 from torch import Tensor
+from warm_processes import run_warm
 
 from kedit_core import Editor, EditPatch, EditRequest, LowRankDelta
 from kedit_core.errors import HyperParamsError, InputError, RequestError
@@ -293,7 +292,7 @@ def test_another_process_gives_the_same_logits(family: str, tmp_path: Path) -> N
         prompts=prompts,
         out=str(tmp_path / "logits"),
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    run_warm(code).check_returncode()
     assert torch.equal(torch.load(tmp_path / "logits"), last_logits(editor, prompts))
 
 

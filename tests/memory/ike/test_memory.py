@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ike_tools import FACTS, demonstrations, editor_on, read_before
+from warm_processes import run_warm
 
 from kedit_core import EditPatch, EditRequest
 from kedit_core.errors import HyperParamsError, InputError, PatchFormatError, RequirementError, UnknownNameError
@@ -204,7 +204,7 @@ def test_another_process_builds_the_very_same_prompts(tmp_path: Path) -> None:
         "print(json.dumps([read_before(e, q) for q in json.loads(sys.argv[3])]))"
     )
     arguments = [json.dumps(sys.path), str(tmp_path / "patch.safetensors"), json.dumps(QUERIES)]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    done = run_warm(code, *arguments)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [read_before(editor, query) for query in QUERIES]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_codebook_tools import ALICE, BOB, FACTS, FRANCE, SHORT, UNRELATED, editor_on, last_logits, logits_of
 from torch import Tensor
+from warm_processes import run_warm
 
 from kedit_core import Editor, EditPatch, EditRequest, LowRankDelta
 from kedit_core.errors import HyperParamsError, InputError, RequestError
@@ -331,7 +330,7 @@ def test_another_process_gives_the_same_blocks_and_logits(tmp_path: Path, monkey
         prompts=prompts,
         out=str(tmp_path / "logits"),
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    run_warm(code).check_returncode()
     logits, blocks = torch.load(tmp_path / "logits")
     chosen = Chosen(monkeypatch)
     assert torch.equal(logits, last_logits(editor, prompts))

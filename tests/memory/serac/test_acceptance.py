@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import serac_tools
 import torch
 from attrs import evolve
 from serac_tools import ALICE, BOB, EDITS, FRANCE, OUTSIDE, a_checkpoint, an_editor, editor_on, random_texts, read, same
+from warm_processes import run_warm
 
 from kedit_core import EditPatch
 from kedit_core.forward import TokenBoundary, generate_ids, score_pairs
@@ -130,10 +129,7 @@ def test_7_saved_and_loaded_in_another_process_it_decides_alike(folder: Path, tm
     here = [route.context for route in editor.stack.route(random_texts(1000))]
     assert 100 < sum(map(bool, here)) < 900
     tests = Path(serac_tools.__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", _READ_ROUTES, str(checkpoint), str(tmp_path / "p.safetensors")],
-        capture_output=True, text=True, timeout=120, cwd=tests,
-    )  # fmt: skip
+    done = run_warm(_READ_ROUTES, checkpoint, tmp_path / "p.safetensors", cwd=tests)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == here
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from t_patcher_tools import ALICE, BOB, FRANCE, REQUESTS, editor_on, edits_of, logits_of, neurons_of
+from warm_processes import run_warm
 
 from kedit_core import Editor, EditPatch, EditRequest
 from kedit_core.errors import InputError, PatchFormatError
@@ -198,8 +197,7 @@ def test_saved_here_and_loaded_elsewhere(family: str, tmp_path: Path) -> None:
     editor = editor_on(family, tmp_path, torch.float32)
     editor.edit(FRANCE, evaluate=False).patch.save(tmp_path / "patch.safetensors")
     inputs = {"input_ids": [list(editor.tokens.prompt(FRANCE.prompt).ids)]}
-    command = [sys.executable, "-c", _ELSEWHERE, str(tmp_path / "patch.safetensors"), family, json.dumps(inputs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run_warm(_ELSEWHERE, tmp_path / "patch.safetensors", family, json.dumps(inputs))
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         here = editor.model(torch.tensor(inputs["input_ids"])).logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory.wise.wise_tools import ALICE, BOB, CAROL, FRANCE, REQUESTS, bank_of, editor_on, logits_of, without_texts
+from warm_processes import run_warm
 
 from kedit_core import Editor, EditPatch, EditRequest, LowRankDelta
 from kedit_core.cli.root import kedit
@@ -113,7 +113,7 @@ found = logits_of(editor, [each.prompt for each in REQUESTS])
 assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 print("equal")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_warm(code)
     assert done.stdout.strip() == "equal", done.stderr
 
 
