@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _BESIDE = ".kedit-*.tmp"
 
@@ -65,6 +66,20 @@ def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))
     return data
+
+
+def read_object(path: str | os.PathLike[str], limit: int) -> dict[str, Any]:
+    """The JSON object in an ordinary file of at most ``limit`` bytes.
+
+    Raises OSError as :func:`read_bounded` does; ValueError when it is no JSON object.
+    """
+    try:
+        value = json.loads(read_bounded(path, limit))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    return value
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:

@@ -618,3 +618,9 @@ def test_a_folder_loaded_in_another_dtype_than_stored_is_said(llama: tuple[Any, 
     other = "bfloat16" if config["dtype"] == "float32" else "float32"
     (folder / "config.json").write_text(json.dumps({**config, "dtype": other}))
     assert apply_to_folder(folder, patch, tmp_path / "other", force=True).rounded_to == config["dtype"]
+
+
+def test_a_pipe_where_the_settings_should_be_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(InputError, match="not an ordinary file"):
+        FolderBase.open(tmp_path)

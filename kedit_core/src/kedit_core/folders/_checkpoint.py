@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from kedit_core.errors import InputError
+from kedit_core.files import read_object
 from kedit_core.folders._shards import Entry, Shard
 
 SINGLE = "model.safetensors"
@@ -62,15 +62,10 @@ class Checkpoint:
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     """A JSON object from a file of bounded size; InputError, beginning with ``otherwise``, when there is none."""
     try:
-        if path.stat().st_size > _JSON_LIMIT:
-            raise ValueError("far too large")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(path, _JSON_LIMIT)
+    except (OSError, ValueError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(f"{otherwise}: {path.name} cannot be read ({reason})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{otherwise}: {path.name} is not a JSON object")
-    return value
 
 
 def _refuse_what_cannot_be_edited(folder: Path, config: Mapping[str, Any]) -> None:

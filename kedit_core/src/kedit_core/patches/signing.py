@@ -13,7 +13,6 @@ Source: OpenSSF model signing 1.0, https://github.com/sigstore/model-transparenc
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from attrs import frozen
 
 from kedit_core.errors import InputError, KeditError, UntrustedPatchError
 from kedit_core.extras import needed
-from kedit_core.files import read_bounded, replacing
+from kedit_core.files import read_object, replacing
 from kedit_core.patches.keys import EXTRA, PublicKey, read_private
 from kedit_core.patches.trust import ANYONE, MAX_SIGNATURE, KeyFile, TrustPolicy, read_signature, signature_path
 
@@ -164,10 +163,10 @@ def check_signature_output(out: Path) -> None:
 def is_signature(path: Path) -> bool:
     """Whether a file is a Sigstore bundle."""
     try:
-        content = json.loads(read_bounded(path, MAX_SIGNATURE))
-    except (OSError, ValueError, RecursionError):
+        content = read_object(path, MAX_SIGNATURE)
+    except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and str(content.get("mediaType", "")).startswith(_BUNDLE)
+    return str(content.get("mediaType", "")).startswith(_BUNDLE)
 
 
 def _hashed(digest: str) -> Any:

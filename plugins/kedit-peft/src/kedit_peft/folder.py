@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kedit_core.errors import InputError
-from kedit_core.files import read_bounded
+from kedit_core.files import read_object
 from kedit_peft.settings import ADVICE, AdapterSettings, short
 from kedit_peft.writing import CONFIG, PREFIX, WEIGHTS
 
@@ -101,12 +100,9 @@ def _config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"there is no {CONFIG} in it; give the folder of a PEFT adapter")
     try:
-        config = json.loads(read_bounded(path, _LONGEST_CONFIG))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(path, _LONGEST_CONFIG)
+    except (OSError, ValueError) as error:
         raise InputError(f"{CONFIG} cannot be read ({str(error)[:200]}); get the adapter again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{CONFIG} is not a JSON object; get the adapter again")
-    return config
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,6 @@ alike. Conv1D weights are stored [out, in] there, which factors are anyway.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from attrs import frozen
 from torch import Tensor
 
 from kedit_core.errors import InputError
-from kedit_core.files import read_bounded
+from kedit_core.files import read_object
 
 _LONGEST_CONFIG = 16 << 20
 
@@ -133,9 +132,6 @@ def _config_of(base: str) -> Path:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(read_bounded(path, _LONGEST_CONFIG))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(path, _LONGEST_CONFIG)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({str(error)[:200]}); give the folder of the base") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not a JSON object; give the folder of the base")
-    return config
